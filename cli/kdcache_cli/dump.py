@@ -1,0 +1,139 @@
+"""`kdcache dump-teacher`: run a teacher once and keep its features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcache.errors import ConfigError
+from kdcache.fields import CODECS
+from kdcache_cli.options import read_options, reading_options
+from kdcache_cli.progress import bars
+from kdcache_cli.tables import size, table
+
+
+@click.command("dump-teacher")
+@click.argument("data", nargs=-1)
+@click.option("--teacher", "checkpoint", required=True, help="Run directory of a trained model.")
+@click.option(
+    "--teacher-format",
+    default="native",
+    show_default=True,
+    help="Kind of checkpoint, or package.module:factory.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="New store.")
+@click.option("--into", type=click.Path(path_type=Path), help="Existing store to add to.")
+@click.option("--name", default="teacher", show_default=True, help="Name of the teacher there.")
+@click.option("--fields", help="Fields to keep, by comma (default: all the teacher gives).")
+@click.option("--tap", "taps", multiple=True, help="Inner module: node/msg2=message_layers.2.")
+@click.option("--codec", type=click.Choice(CODECS), default="half", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--precision", type=click.Choice(["float32", "float64"]), default="float32", show_default=True
+)
+@click.option("--max-atoms", default=4096, show_default=True, help="Atoms in a batch.")
+@click.option(
+    "--on-overflow",
+    type=click.Choice(["stop", "clip"]),
+    default="stop",
+    show_default=True,
+    help="A feature beyond float16.",
+)
+@click.option(
+    "--on-nonfinite",
+    type=click.Choice(["stop", "zero"]),
+    default="stop",
+    show_default=True,
+    help="A feature that is NaN or infinite.",
+)
+@click.option("--no-graph", is_flag=True, help="Do not keep the teacher's neighbour lists.")
+@click.option("--licence-teacher", default="", help="Licence of the teacher's weights.")
+@click.option("--licence-structures", default="", help="Licence of the structures.")
+@click.option("--licence-labels", default="", help="Licence of energies and forces.")
+@click.option("--seed", default=0, show_default=True, help="Of the order of a new store.")
+@click.option("--block-atoms", type=int, help="Atoms in a block of a new store.")
+@click.option("--shard-blocks", type=int, help="Blocks in a file of a new store.")
+@click.option("--threads", default=2, show_default=True, help="For neighbour lists.")
+@reading_options
+def dump_command(data: tuple[str, ...], **values: Any) -> None:
+    """Compute the features of a teacher for every structure of DATA and write them to a store.
+
+    A killed dump goes on with the same command.
+
+    \b
+    kdcache dump-teacher train.extxyz --teacher teacher -o features.zarr
+    kdcache dump-teacher --into features.zarr --teacher other --name other
+    """
+    import tempfile
+
+    from kdcache.dump import DumpOptions, dump_teacher, open_or_import
+    from kdcache.ingest import ImportOptions
+    from kdcache.models.taps import Tap
+    from kdcache.teachers import load_teacher
+
+    read = read_options(values)
+    output, into = values["output"], values["into"]
+    if (output is None) == (into is None):
+        raise ConfigError("Say either -o STORE for a new store, or --into STORE to add to one.")
+    if output is not None and not data:
+        raise ConfigError("A new store needs DATA: files, globs or another store to read.")
+    teacher = load_teacher(
+        values["teacher_format"],
+        values["checkpoint"],
+        device=values["device"],
+        precision=values["precision"],
+        taps=[Tap.parse(text) for text in values["taps"]],
+    )
+    options = ImportOptions(
+        read=read,
+        seed=values["seed"],
+        graph=None if values["no_graph"] else teacher.graph_rule,
+        atom_capacity=values["block_atoms"],
+        blocks_per_shard=values["shard_blocks"],
+        licence_structures=values["licence_structures"],
+        licence_labels=values["licence_labels"],
+    )
+    path = open_or_import(
+        list(data), output or into, options, name=values["name"], new=into is None, progress=bars
+    )
+    fields = values["fields"]
+    with tempfile.TemporaryDirectory(prefix="kdcache-graph-") as scratch:
+        report = dump_teacher(
+            path,
+            teacher,
+            DumpOptions(
+                name=values["name"],
+                fields=None if fields is None else [f.strip() for f in fields.split(",")],
+                codec=values["codec"],
+                max_atoms=values["max_atoms"],
+                on_overflow=values["on_overflow"],
+                on_nonfinite=values["on_nonfinite"],
+                licence=values["licence_teacher"],
+                device=values["device"],
+                threads=values["threads"],
+            ),
+            graph_cache=Path(scratch),
+            progress=bars,
+        )
+    click.echo(_shown(report))
+
+
+def _shown(report: Any) -> str:
+    rows = []
+    for name, entry in report.entry.fields.items():
+        error = report.entry.errors[name]
+        odd = [f"{error.clipped} clipped"] if error.clipped else []
+        odd += [f"{error.nonfinite} not finite"] if error.nonfinite else []
+        shape = "×".join(map(str, entry.shape)) or "1"
+        shown = ", ".join([f"{error.relative:.1e}", *odd])
+        rows.append([name, entry.level, shape, entry.codec, shown])
+    rate = report.computed / report.seconds if report.seconds else 0.0
+    return "\n".join(
+        [
+            table(["field", "level", "shape", "codec", "relative error"], rows),
+            f"{report.n_structures} structures, {report.n_atoms} atoms, {size(report.n_bytes)}; "
+            f"{report.computed} computed in {report.seconds:.1f} s ({rate:.0f} structures/s)",
+        ]
+    )

@@ -1,0 +1,78 @@
+"""`kdcache evaluate`: errors of a trained model on labelled data."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcache_cli.options import read_options, reading_options
+from kdcache_cli.progress import bars
+from kdcache_cli.tables import table
+
+
+@click.command("evaluate")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("data", nargs=-1, required=True)
+@reading_options
+@click.option("--split", help="Only structures of this split: train, val or test.")
+@click.option("--max-force", type=float, help="Leave out structures with a larger force, eV/Å.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--max-atoms", default=4096, show_default=True, help="Atoms in a batch.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers here."
+)
+def evaluate_command(run: Path, data: tuple[str, ...], **values: Any) -> None:
+    """Errors of RUN on DATA (files, globs or a store): energies, forces, by group.
+
+    \b
+    kdcache evaluate student test.extxyz --json student.json
+    """
+    from kdcache.checkpoint import load_potential, training_seconds
+    from kdcache.evaluate import kept, predict_structures
+    from kdcache.readers import read_structures
+
+    options = read_options(values)
+    potential = load_potential(run, device=values["device"])
+    structures = kept(
+        read_structures(list(data), options), split=values["split"], max_force=values["max_force"]
+    )
+    started = time.perf_counter()
+    predictions = predict_structures(
+        potential, structures, max_atoms=values["max_atoms"], progress=bars
+    )
+    seconds = time.perf_counter() - started
+    whole, groups = predictions.metrics(), predictions.by_group()
+    click.echo(_shown({"all": whole, **groups}))
+    if values["json_file"]:
+        report = {
+            **whole.as_dict(),
+            "n_parameters": sum(p.numel() for p in potential.parameters()),
+            "training_seconds": training_seconds(run),
+            "structures_per_second": whole.n_structures / seconds,
+            "groups": {name: metrics.as_dict() for name, metrics in groups.items()},
+        }
+        values["json_file"].write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _shown(found: dict[str, Any]) -> str:
+    header = ["", "structures", "E MAE", "E RMSE", "E MAE/atom", "F MAE", "F RMSE", "F cos", "EFwT"]
+    units = ["", "", "meV", "meV", "meV", "meV/Å", "meV/Å", "", "%"]
+    rows = [
+        [
+            name,
+            str(m.n_structures),
+            f"{m.energy_mae_mev:.2f}",
+            f"{m.energy_rmse_mev:.2f}",
+            f"{m.energy_mae_mev_per_atom:.2f}",
+            f"{m.force_mae_mev_per_a:.2f}",
+            f"{m.force_rmse_mev_per_a:.2f}",
+            f"{m.force_cos:.4f}",
+            f"{100 * m.efwt:.2f}",
+        ]
+        for name, m in found.items()
+    ]
+    return table(header, [units, *rows])

@@ -1,0 +1,58 @@
+"""`kdcache import`: a dataset into a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcache_cli.options import fractions, read_options, reading_options
+from kdcache_cli.progress import bars
+from kdcache_cli.tables import size
+
+
+@click.command("import")
+@click.argument("data", nargs=-1, required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New store.")
+@reading_options
+@click.option("--split", help="Hold structures out at random: val=0.05,test=0.1.")
+@click.option("--seed", default=0, show_default=True, help="Of the order and of --split.")
+@click.option("--cutoff", type=float, help="Keep neighbour lists up to this distance, Å.")
+@click.option("--max-neighbors", type=int, help="Nearest neighbours kept (with --cutoff).")
+@click.option("--licence-structures", default="", help="Licence of the structures.")
+@click.option("--licence-labels", default="", help="Licence of energies and forces.")
+def import_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
+    """Read DATA (files or globs: extended XYZ, any ASE format, ASE databases, npz, HDF5, Parquet,
+    or a store) into a store that every other command takes.
+
+    \b
+    kdcache import train.extxyz val.extxyz -o data.zarr
+    kdcache import rmd17_ethanol.npz --energy-unit kcal/mol -o ethanol.zarr --split val=0.05
+    """
+    from kdcache.graphs import GraphRule
+    from kdcache.ingest import ImportOptions, import_dataset
+
+    read = read_options(values)
+    cutoff, max_neighbors = values["cutoff"], values["max_neighbors"]
+    options = ImportOptions(
+        read=read,
+        seed=values["seed"],
+        split=fractions(values["split"]),
+        graph=GraphRule(cutoff, max_neighbors) if cutoff is not None else None,
+        licence_structures=values["licence_structures"],
+        licence_labels=values["licence_labels"],
+    )
+    store = import_dataset(list(data), output, options, progress=bars)
+    report_store(store)
+
+
+def report_store(store: Any) -> None:
+    """Say what was read, and how."""
+    for note in store.manifest.dataset.notes:
+        click.echo(note)
+    n_bytes = sum(path.stat().st_size for path in store.path.rglob("*") if path.is_file())
+    click.echo(
+        f"{store.path}: {len(store.index)} structures, {int(store.index.n_atoms.sum())} atoms, "
+        f"{store.manifest.dataset.n_labelled} labelled, {size(n_bytes)}"
+    )

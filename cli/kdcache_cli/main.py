@@ -1,0 +1,81 @@
+"""The `kdcache` command: parses, shows progress, maps errors to one line. No logic lives here.
+
+Commands import what they run when they run, so that `kdcache --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import click
+
+from kdcache.errors import KdcacheError, did_you_mean
+
+# name: (module, function, line in the list of commands)
+COMMANDS = {
+    "import": ("kdcache_cli.importing", "import_command", "Read a dataset into a store."),
+    "dump-teacher": (
+        "kdcache_cli.dump", "dump_command", "Run a teacher once and keep its features.",
+    ),
+    "train-student": (
+        "kdcache_cli.train", "train_command", "Train a student (or a teacher) from a store.",
+    ),
+    "evaluate": ("kdcache_cli.evaluate", "evaluate_command", "Errors of a trained model on data."),
+    "inspect": ("kdcache_cli.stores", "inspect_command", "Show what a store holds."),
+    "verify": ("kdcache_cli.stores", "verify_command", "Check every byte of a store."),
+    "demo": ("kdcache_cli.demo", "demo_command", "The whole job on a built-in dataset."),
+}  # fmt: skip
+
+
+class LazyGroup(click.Group):
+    """Commands whose modules are imported on use, listed without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, function, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), function)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS:
+            raise click.UsageError(f"no command {args[0]}: {did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KdcacheError as error:
+            click.secho(f"kdcache: {error}", err=True, fg="red")
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("kdcache: stopped. The same command goes on where this one ended.", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kdcache")
+@click.option("-v", "--verbose", is_flag=True, help="Show log lines of the library.")
+def main(verbose: bool) -> None:
+    """Run a large teacher GNN over atomic structures once, keep its features in a store, and train
+    small students from the store.
+
+    \b
+    kdcache dump-teacher DATA --teacher RUN -o store.zarr
+    kdcache train-student store.zarr -o student --preset painn-small --strategy n2n
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s"
+    )

@@ -1,0 +1,85 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from kdcache.errors import ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+READING: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--format", {"help": "Reader to use; without it, chosen by the file's suffix."}),
+    ("--energy-key", {"help": "Key of the energy (default: REF_energy, then the calculator's)."}),
+    ("--forces-key", {"help": "Key of the forces (default: REF_forces, then the calculator's)."}),
+    ("--energy-unit", {"help": "Unit of energies (default: eV where the format says so)."}),
+    ("--forces-unit", {"help": "Unit of forces (default: energy unit per length unit)."}),
+    ("--length-unit", {"help": "Unit of positions and cells (default: Å)."}),
+    ("--group-key", {"help": "Key of the group errors are reported by (default: config_type)."}),
+    ("--split-key", {"help": "Key naming train, val or test (default: split)."}),
+    ("--id-key", {"help": "Key of the structure's id (default: file name and place)."}),
+)
+
+
+def reading_options(command: F) -> F:
+    """How a dataset is read: `--format`, keys, units, `--unlabelled`."""
+    command = click.option(
+        "--unlabelled", is_flag=True, help="Accept structures without energy or forces."
+    )(command)
+    for name, settings in reversed(READING):
+        command = click.option(name, **settings)(command)
+    return command
+
+
+def read_options(values: dict[str, Any]) -> Any:
+    """The `ReadOptions` of a command, taken out of its keyword arguments."""
+    from kdcache.readers import ReadOptions
+
+    keys = [name.removeprefix("--").replace("-", "_") for name, _ in READING]
+    return ReadOptions(**{key: values.pop(key) for key in [*keys, "unlabelled"]})
+
+
+def fractions(text: str | None) -> dict[str, float]:
+    """`val=0.05,test=0.1` as a dictionary.
+
+    Raises:
+        ConfigError: not of that form, or not fractions.
+    """
+    found: dict[str, float] = {}
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        name, _, value = part.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError as error:
+            raise ConfigError(
+                f"--split {text}: {part!r} is not NAME=FRACTION, e.g. --split val=0.05,test=0.1."
+            ) from error
+    return found
+
+
+def refuse_foreign(directory: Path, settings: Mapping[str, object]) -> None:
+    """Refuse a directory that something else filled; mark an empty one with these settings.
+
+    Raises:
+        ConfigError: `directory` holds files of another run, or of nothing known.
+    """
+    mark = directory / "settings.json"
+    if not directory.exists():
+        directory.mkdir(parents=True)
+        mark.write_text(json.dumps(settings) + "\n")
+        return
+    if not mark.is_file():
+        raise ConfigError(f"{directory} exists and is no demo of ours. Name another with -o.")
+    found = json.loads(mark.read_text())
+    if found != settings:
+        raise ConfigError(
+            f"{directory} holds a demo made with {found}, now {dict(settings)} are asked for. "
+            f"Name another directory with -o, or remove it."
+        )

@@ -1,0 +1,50 @@
+"""`kdcache inspect` and `kdcache verify`: look at a store, and check it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcache_cli.options import read_options, reading_options
+from kdcache_cli.progress import bars
+
+
+@click.command("inspect")
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def inspect_command(store: Path, as_json: bool) -> None:
+    """What STORE holds: counts, fields, teachers, licences, identity. Reads no features."""
+    from kdcache.store import describe_store, format_description
+
+    description = describe_store(store)
+    if as_json:
+        click.echo(json.dumps(description, indent=1))
+    else:
+        click.echo(format_description(description))
+
+
+@click.command("verify")
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--data", multiple=True, help="Also check that the store was made from this dataset.")
+@reading_options
+def verify_command(store: Path, data: tuple[str, ...], **values: Any) -> None:
+    """Check every digest, checksum and count of STORE; exit 2 when something is wrong.
+
+    \b
+    kdcache verify features.zarr --data train.extxyz
+    """
+    from kdcache.readers import read_structures
+    from kdcache.store import verify_store
+
+    options = read_options(values)
+    structures = read_structures(list(data), options) if data else None
+    report = verify_store(store, data=structures, progress=bars)
+    for problem in report.problems:
+        click.echo(f"wrong: {problem}")
+    click.echo(report.summary)
+    if report.problems:
+        sys.exit(2)

@@ -1,0 +1,157 @@
+"""`kdcache train-student`: a student, a control or a teacher from a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcache.errors import ConfigError
+from kdcache_cli.options import read_options, reading_options
+from kdcache_cli.progress import bars
+
+
+@click.command("train-student")
+@click.argument("data", nargs=-1, required=True)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Run directory."
+)
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file.")
+@click.option("--preset", help="Model and training of a published size: painn-small, painn-oc20, …")
+@click.option("--strategy", help="n2n, v2v, vanilla1, vanilla2, several (n2n,v2v), annealed, …")
+@click.option("--weight", "weights", multiple=True, help="λ of a strategy: n2n=50.")
+@click.option("--teacher", help="Teacher in the store, where there are several.")
+@click.option("--control", is_flag=True, help="Same run without its terms.")
+@click.option("--labels", type=float, help="Share of the labels that may be seen.")
+@click.option("--set", "overrides", multiple=True, help="Any setting: training.max_steps=5000.")
+@click.option("--check-data", multiple=True, help="Refuse unless the store is of this dataset.")
+@click.option("--graph-cache", type=click.Path(path_type=Path), help="Shared neighbour lists.")
+@click.option("--stop-after", type=int, help="Leave after this step, with a checkpoint.")
+@reading_options
+def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
+    """Train a model on DATA, a store with a teacher's features. Without a strategy or terms it
+    trains on labels alone, which is how a teacher is made; then DATA may be files as well.
+
+    The same command goes on where a killed run ended.
+
+    \b
+    kdcache train-student data.zarr -o teacher --preset painn
+    kdcache train-student features.zarr -o student --preset painn-small --strategy n2n
+    """
+    from kdcache.config import StudentConfig, load_config
+    from kdcache.distill.strategies import apply_strategy
+    from kdcache.train import train_student
+
+    read = read_options(values)
+    name = values["preset"]
+    overrides = list(values["overrides"])
+    if values["labels"] is not None:
+        overrides.append(f"data.labels={values['labels']}")
+    store = as_store(list(data), output / "data.zarr", read)
+    if name is None and values["config_file"] is None:
+        name = "painn-small"
+    base = preset_layer(name, store) if name else None
+    config: StudentConfig = load_config(values["config_file"], base=base, overrides=overrides)
+    if values["strategy"]:
+        config = apply_strategy(
+            config,
+            values["strategy"],
+            pair=published_pair(store, name, values["teacher"]),
+            weights=strategy_weights(values["weights"]),
+            teacher_name=values["teacher"],
+        )
+    elif values["weights"]:
+        raise ConfigError("--weight belongs to a --strategy. Name one, or set terms in the YAML.")
+    if values["control"]:
+        config = apply_strategy(config, "control")
+    if values["check_data"]:
+        check_dataset(store, list(values["check_data"]), read)
+    result = train_student(
+        store,
+        output,
+        config,
+        graph_cache=values["graph_cache"],
+        stop_after=values["stop_after"],
+        progress=bars,
+    )
+    if result is None:
+        click.echo(f"{output}: stopped. The same command without --stop-after goes on.")
+        return
+    line = (
+        f"{result.run}: {result.steps} steps in {result.seconds:.0f} s, "
+        f"{result.structures_per_second:.0f} structures/s"
+    )
+    if result.validation is not None:
+        line += (
+            f"; validation: energy {result.validation.energy_mae_mev:.1f} meV, "
+            f"forces {result.validation.force_mae_mev_per_a:.1f} meV/Å"
+        )
+    click.echo(line)
+
+
+def as_store(data: list[str], imported: Path, read: Any) -> Path:
+    """The store that DATA is, or one imported from its files beside the run."""
+    from kdcache.ingest import ImportOptions, import_dataset
+    from kdcache.store import open_store
+
+    if len(data) == 1 and (Path(data[0]) / "zarr.json").is_file():
+        return Path(data[0])
+    if imported.exists():
+        return open_store(imported).path
+    imported.parent.mkdir(parents=True, exist_ok=True)
+    return import_dataset(data, imported, ImportOptions(read=read), progress=bars).path
+
+
+def preset_layer(name: str, store: Path) -> dict[str, object]:
+    """A preset with the number of steps that its published epochs make on this store."""
+    import numpy as np
+
+    from kdcache.models.presets import find_preset
+    from kdcache.store import open_store
+
+    splits = np.asarray(open_store(store).index.split)
+    return find_preset(name).config(int(np.isin(splits, ["train", ""]).sum()))
+
+
+def published_pair(store: Path, preset: str | None, teacher: str | None) -> Any:
+    """The row of published weights that fits a teacher and a student best."""
+    from kdcache.distill.strategies import DEFAULT_PAIR, Pair
+    from kdcache.store import open_store
+
+    teachers = open_store(store).teachers
+    name = teacher or next(iter(teachers), "")
+    if name not in teachers:
+        return DEFAULT_PAIR
+    student, dataset = preset or DEFAULT_PAIR.student, DEFAULT_PAIR.dataset
+    for ending in ("coll", "oc20"):
+        if student.endswith(f"-{ending}"):
+            student, dataset = student.removesuffix(f"-{ending}"), ending
+    model = teachers[name].model
+    # A PaiNN taught by a PaiNN is the published small one, whatever its size here.
+    small = model == student == "painn"
+    return Pair(model, "painn-small" if small else student, dataset)
+
+
+def strategy_weights(texts: tuple[str, ...]) -> dict[str, float]:
+    """`n2n=50` texts as λ by strategy."""
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError as error:
+            raise ConfigError(f"--weight {text} is not STRATEGY=NUMBER, e.g. n2n=50.") from error
+    return found
+
+
+def check_dataset(store: Path, data: list[str], read: Any) -> None:
+    """Refuse a store that was made from another dataset."""
+    from kdcache.readers import read_structures
+    from kdcache.store import open_store
+
+    hashes, ids = [], []
+    for structure in read_structures(data, read):
+        hashes.append(structure.content_hash())
+        ids.append(structure.structure_id)
+    open_store(store).check_dataset(hashes, ids)

@@ -1,0 +1,77 @@
+"""A trained model as an ASE calculator.
+
+Owns the neighbour list of one structure at a time and the units (already ASE's eV and Å).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+
+from kdcache.checkpoint import load_potential
+from kdcache.models.potential import Potential
+from kdcache.stream.window import collate
+from kdcache.structures import Structure
+
+
+class PotentialCalculator(Calculator):
+    """Energy, forces and atomic energies of a potential.
+
+    Args:
+        potential: in eval mode, on the device to compute on.
+    """
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.implemented_properties = ["energy", "free_energy", "forces", "energies"]
+        self.potential = potential
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Compute all properties for `atoms` (eV, eV/Å); see ASE's Calculator."""
+        super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
+        current = self.atoms
+        assert isinstance(current, Atoms)
+        structure = Structure(
+            structure_id="atoms",
+            atomic_numbers=np.asarray(current.numbers, np.int64),
+            positions=np.asarray(current.positions, np.float64),
+            cell=np.asarray(current.cell.array, np.float64),
+            pbc=np.asarray(current.pbc, np.bool_),
+        )
+        parameter = next(self.potential.parameters())
+        dtype = np.float64 if parameter.dtype == torch.float64 else np.float32
+        batch = collate([structure], self.potential.graph_rule, dtype)
+        output = self.potential.predict(batch.to(parameter.device))
+        energy = float(output.energy[0])
+        self.results: dict[str, Any] = {
+            "energy": energy,
+            "free_energy": energy,
+            "forces": output.forces.detach().cpu().double().numpy(),
+            "energies": output.atomic_energy.detach().cpu().double().numpy(),
+        }
+
+
+def calculator(run: str | Path, *, device: str = "cpu") -> PotentialCalculator:
+    """An ASE calculator from a trained run.
+
+    Args:
+        run: directory that `kdcache train-student` wrote.
+        device: torch device.
+
+    Raises:
+        TrainingError: no model there, or a damaged one.
+
+    Example:
+        >>> atoms.calc = kdcache.calculator("student")  # doctest: +SKIP
+    """
+    return PotentialCalculator(load_potential(run, device=device))

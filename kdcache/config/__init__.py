@@ -1,0 +1,62 @@
+"""The configuration of a training run: its sections, and the files it is read from.
+
+Never imports torch, so that a configuration can be checked anywhere.
+"""
+
+from kdcache.config.files import (
+    change_config,
+    dump_config,
+    load_config,
+    merge,
+    override,
+    read_yaml,
+    validate,
+)
+from kdcache.config.schedules import (
+    ConstantRate,
+    Cosine,
+    LinearWarmupExponentialDecay,
+    MultiStep,
+    Plateau,
+    RateSchedule,
+    WeightSchedule,
+)
+from kdcache.config.settings import (
+    DataConfig,
+    GraphConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProjectionConfig,
+    ReferencesConfig,
+    StudentConfig,
+    TermConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "ConstantRate",
+    "Cosine",
+    "DataConfig",
+    "GraphConfig",
+    "LinearWarmupExponentialDecay",
+    "LossConfig",
+    "ModelConfig",
+    "MultiStep",
+    "OptimizerConfig",
+    "Plateau",
+    "ProjectionConfig",
+    "RateSchedule",
+    "ReferencesConfig",
+    "StudentConfig",
+    "TermConfig",
+    "TrainingConfig",
+    "WeightSchedule",
+    "change_config",
+    "dump_config",
+    "load_config",
+    "merge",
+    "override",
+    "read_yaml",
+    "validate",
+]

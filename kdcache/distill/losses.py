@@ -1,0 +1,231 @@
+"""Distances between predictions and targets, and the ground-truth loss made of them.
+
+Every loss is an element mean; rows may carry weights. Nothing waits for the device: missing labels
+are masked by weights of zero, never by indexing.
+Invariant: a batch without any label gives a loss of exactly 0 and gradients of exactly 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from kdcache.config import LossConfig, WeightSchedule
+from kdcache.distill.schedules import Clock, weight_at
+from kdcache.errors import ConfigError, ShapeError
+from kdcache.registry import lookup
+from kdcache.structures import Batch, ModelOutput
+
+
+class LossFunction(Protocol):
+    """A distance between two tensors of one shape.
+
+    Args:
+        prediction: [n_rows, ...].
+        target: the same shape and dtype, finite everywhere.
+        weight: [n_rows], not negative, or None for ones; a row of weight 0 does not count.
+
+    Returns:
+        Scalar; 0 where there are no rows or all weights are 0.
+    """
+
+    def __call__(self, prediction: Tensor, target: Tensor, weight: Tensor | None, /) -> Tensor: ...
+
+
+def mse(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of squared differences."""
+    return _mean((prediction - target).square(), weight)
+
+
+def mae(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of absolute differences."""
+    return _mean((prediction - target).abs(), weight)
+
+
+def huber(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of d²/2 where |d| < 1, of |d| - 1/2 beyond."""
+    values = nn.functional.huber_loss(prediction, target, reduction="none", delta=1.0)
+    return _mean(values, weight)
+
+
+def rmse_mae(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Root mean square difference plus mean absolute difference.
+
+    Source: Matin et al. 2025, Eq. 3.
+    """
+    difference = prediction - target
+    scaled = difference
+    if weight is not None:
+        scaled = difference * _over_rows(weight.sqrt(), difference)
+    # A norm, not the square root of a mean: its gradient at zero difference is 0 instead of NaN.
+    rms: Tensor = torch.linalg.vector_norm(scaled) / _count(difference, weight).sqrt()
+    return rms + _mean(difference.abs(), weight)
+
+
+def l2mae(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean length of difference vectors, xyz along the second axis: [n, 3] or [n, 3, C].
+
+    Source: Open Catalyst's L2MAE, the force loss behind Ekström Kelvinius et al. 2023, Eq. 1.
+    """
+    return _mean(torch.linalg.vector_norm(prediction - target, dim=1), weight)
+
+
+def find_loss(name: str) -> LossFunction:
+    """The loss of that name in the entry-point group kdcache.losses.
+
+    Raises:
+        ConfigError: there is none, with the nearest name, or it cannot be called.
+    """
+    found = lookup("kdcache.losses", name)
+    if not callable(found):
+        raise ConfigError(f"Loss {name} is {found!r} and cannot be called. Correct its package.")
+    return cast(LossFunction, found)
+
+
+def compare(
+    loss: LossFunction, prediction: Tensor, target: Tensor, weight: Tensor | None, where: str
+) -> Tensor:
+    """`loss` in the student's precision, at least float32, after a check of shapes.
+
+    Args:
+        loss: the distance.
+        prediction: [n_rows, ...], requires grad; half precision is widened.
+        target: the same shape, any floating dtype, detached.
+        weight: [n_rows] or None.
+        where: what the error line starts with.
+
+    Raises:
+        ShapeError: the shapes differ; broadcasting would compare every row with every other.
+    """
+    if prediction.shape != target.shape:
+        raise ShapeError(
+            f"{where}: student has {list(prediction.shape)}, target {list(target.shape)}. "
+            f"Rows would meet the wrong partners; both must come from the same batch."
+        )
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    return loss(
+        prediction.to(dtype),
+        target.detach().to(dtype),
+        None if weight is None else weight.to(dtype),
+    )
+
+
+@dataclass(slots=True)
+class Loss:
+    """A weighted sum and what it is made of.
+
+    Attributes:
+        total: scalar, requires grad.
+        parts: by name, each without its weight, detached and still on the device. A part whose
+            weight is 0 at this step is not computed and not listed.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+    def __add__(self, other: Loss) -> Loss:
+        return Loss(self.total + other.total, {**self.parts, **other.parts})
+
+
+class GroundTruthLoss(nn.Module):
+    """alpha_E(t) L_E + alpha_F(t) L_F over the structures that have labels.
+
+    Weighted by `batch.weight`, normalised within the batch, which gives the origin weights of
+    Eqs. 9–11 of the source when synthetic structures carry r and the others 1.
+
+    Args:
+        settings: losses and weights.
+        clock: what the weights' schedules are measured against.
+
+    Source: Ekström Kelvinius et al. 2023, Eq. 1.
+    """
+
+    def __init__(self, settings: LossConfig, clock: Clock) -> None:
+        super().__init__()
+        self.settings = settings
+        self.clock = clock
+        self.energy_loss = find_loss(settings.energy)
+        self.forces_loss = find_loss(settings.forces)
+        for schedule in (settings.energy_weight, settings.forces_weight):
+            clock.length(schedule.unit)
+
+    def forward(self, output: ModelOutput, batch: Batch, step: int) -> Loss:
+        """The loss at an optimizer step.
+
+        Args:
+            output: energies [n_structures] eV relative to the references, forces [n_atoms, 3] eV/Å.
+            batch: with energy and forces in the same frame, NaN without a label, or None.
+            step: counted from 0; decides the weights.
+
+        Raises:
+            ShapeError: output and batch do not belong together.
+        """
+        loss = Loss(output.energy.new_zeros(()))
+        alpha_energy = self._weight(self.settings.energy_weight, step)
+        if alpha_energy and batch.energy is not None:
+            value = self._energy(output, batch, batch.energy)
+            loss += Loss(alpha_energy * value, {"energy": value.detach()})
+        alpha_forces = self._weight(self.settings.forces_weight, step)
+        if alpha_forces and batch.forces is not None:
+            value = self._forces(output, batch, batch.forces)
+            loss += Loss(alpha_forces * value, {"forces": value.detach()})
+        return loss
+
+    def _weight(self, schedule: WeightSchedule, step: int) -> float:
+        return weight_at(schedule, step, self.clock)
+
+    def _energy(self, output: ModelOutput, batch: Batch, labels: Tensor) -> Tensor:
+        prediction = output.energy
+        if self.settings.energy_per_atom:
+            counts = atom_counts(batch)
+            prediction, labels = prediction / counts, labels / counts
+        labelled = ~labels.isnan()
+        return self._compare(self.energy_loss, prediction, labels, labelled, batch.weight, "energy")
+
+    def _forces(self, output: ModelOutput, batch: Batch, labels: Tensor) -> Tensor:
+        labelled = ~labels.isnan().any(dim=1)
+        weight = None if batch.weight is None else batch.weight[batch.structure_index]
+        return self._compare(self.forces_loss, output.forces, labels, labelled, weight, "forces")
+
+    @staticmethod
+    def _compare(
+        loss: LossFunction,
+        prediction: Tensor,
+        labels: Tensor,
+        labelled: Tensor,
+        weight: Tensor | None,
+        where: str,
+    ) -> Tensor:
+        # A missing label counts with weight 0, but 0 times NaN would still be NaN.
+        labels = torch.where(labels.isnan(), torch.zeros_like(labels), labels)
+        rows = labelled.to(labels.dtype)
+        return compare(loss, prediction, labels, rows if weight is None else rows * weight, where)
+
+
+def atom_counts(batch: Batch) -> Tensor:
+    """Atoms per structure, [n_structures] in the dtype of positions, without leaving the device."""
+    counts = batch.positions.new_zeros(batch.n_structures)
+    ones = torch.ones_like(batch.structure_index, dtype=counts.dtype)
+    return counts.index_add_(0, batch.structure_index, ones)
+
+
+def _over_rows(row_values: Tensor, like: Tensor) -> Tensor:
+    """[n_rows] shaped to multiply [n_rows, ...]."""
+    return row_values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def _count(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Elements that count, at least something: an empty mean is 0, not NaN."""
+    if weight is None:
+        return values.new_tensor(float(max(values.numel(), 1)))
+    total = weight.sum() * (values.numel() // max(len(values), 1))
+    return torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return values.sum() / max(values.numel(), 1)
+    return (values * _over_rows(weight, values)).sum() / _count(values, weight)

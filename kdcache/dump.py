@@ -1,0 +1,283 @@
+"""One pass of a teacher over the structures of a store, its features written beside them.
+
+Reading, computing and writing overlap on threads. Batches are cut within a block, so the bytes of
+a shard depend on the store's order and the teacher alone, not on where a killed dump went on.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import kdcache
+from kdcache.errors import ConfigError, StoreError, did_you_mean
+from kdcache.fields import Codec, FieldSpec
+from kdcache.ingest import ImportOptions, import_dataset
+from kdcache.progress import Progress, silent
+from kdcache.readers import read_structures
+from kdcache.store import GroupWriter, Store, TeacherEntry, add_teacher, open_store
+from kdcache.stream.loader import WindowReader
+from kdcache.stream.neighbors import neighbors_for
+from kdcache.stream.window import Array, Window, atom_bounded, make_batch
+from kdcache.teachers import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class DumpOptions:
+    """What of a teacher is stored, and how.
+
+    Attributes:
+        name: group of the store the fields go to.
+        fields: which of the teacher's fields; None for all.
+        codec: of features; quantities with a unit are always kept exactly.
+        max_atoms: atoms in one batch.
+        on_overflow: a feature beyond float16: "stop", or "clip" it to the largest float16.
+        on_nonfinite: NaN or infinity: "stop", or "zero".
+        licence: of the teacher's weights, as its owner states it.
+        device: where the teacher computes.
+        threads: for neighbour lists.
+    """
+
+    name: str
+    fields: Sequence[str] | None = None
+    codec: Codec = "half"
+    max_atoms: int = 4096
+    on_overflow: Literal["stop", "clip"] = "stop"
+    on_nonfinite: Literal["stop", "zero"] = "stop"
+    licence: str = ""
+    device: str = "cpu"
+    threads: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class DumpReport:
+    """What a finished dump wrote.
+
+    Attributes:
+        n_structures, n_atoms: of the store.
+        n_bytes: on disk, the teacher's fields only.
+        seconds: wall time of this call.
+        computed: structures computed by this call; fewer than all after a resume.
+        entry: the teacher as the manifest records it, with the error of every field.
+    """
+
+    n_structures: int
+    n_atoms: int
+    n_bytes: int
+    seconds: float
+    computed: int
+    entry: TeacherEntry
+
+
+def choose_fields(
+    specs: Sequence[FieldSpec], wanted: Sequence[str] | None, codec: Codec
+) -> tuple[FieldSpec, ...]:
+    """The specs to store, features in `codec`, quantities with a unit exactly.
+
+    Raises:
+        ConfigError: a name the teacher does not give.
+    """
+    known = {spec.name: spec for spec in specs}
+    names = list(known) if wanted is None else list(dict.fromkeys(wanted))
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"The teacher has no field {name}: {did_you_mean(name, known)}")
+    if not names:
+        raise ConfigError(
+            f"No fields are chosen, so there is nothing to dump. Known: {list(known)}"
+        )
+    return tuple(
+        replace(known[name], codec="exact" if known[name].unit else codec) for name in names
+    )
+
+
+def dump_teacher(
+    store_path: str | Path,
+    teacher: Teacher,
+    options: DumpOptions,
+    *,
+    graph_cache: Path,
+    progress: Progress = silent,
+) -> DumpReport:
+    """Compute the fields of every structure of a store and write them as one more teacher.
+
+    Args:
+        store_path: a finished store; a dump of the same teacher that was killed is gone on with.
+        teacher: on `options.device`.
+        options: which fields, and how they are kept.
+        graph_cache: directory for neighbour lists the store does not keep.
+        progress: shows structures and rate.
+
+    Raises:
+        StoreError: the store already has a teacher of this name, or is unfinished.
+        IdentityError: the unfinished dump of this name is of another teacher or other fields.
+        ConfigError: a field the teacher does not give.
+        TeacherError: a feature overflows float16 or is not finite, naming the structure.
+    """
+    started = time.perf_counter()
+    specs = choose_fields(teacher.field_specs(), options.fields, options.codec)
+    store = open_store(store_path)
+    neighbors = neighbors_for(
+        store, teacher.graph_rule, graph_cache, threads=options.threads, progress=progress
+    )
+    dtype = np.float64 if teacher.dtype == torch.float64 else np.float32
+    reader = WindowReader(store, neighbors, labels=False, dtype=dtype)
+    entry = _entry(teacher, specs, options)
+    with add_teacher(
+        store_path,
+        options.name,
+        entry,
+        specs,
+        on_overflow=options.on_overflow,
+        on_nonfinite=options.on_nonfinite,
+    ) as writer:
+        computed = _run(store, teacher, reader, specs, options, writer, progress)
+        manifest = writer.commit()
+    return DumpReport(
+        n_structures=len(store.index),
+        n_atoms=int(store.index.n_atoms.sum()),
+        n_bytes=_disk_size(Path(store_path) / "teachers" / options.name),
+        seconds=time.perf_counter() - started,
+        computed=computed,
+        entry=manifest.teachers[options.name],
+    )
+
+
+def _run(
+    store: Store,
+    teacher: Teacher,
+    reader: WindowReader,
+    specs: Sequence[FieldSpec],
+    options: DumpOptions,
+    writer: GroupWriter,
+    progress: Progress,
+) -> int:
+    pending = writer.pending_shards()
+    plan = store.plan
+    counts = [len(range(*plan.shard_structures(s).indices(len(store.index)))) for s in pending]
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="kdcache-read") as reading,
+        ThreadPoolExecutor(1, thread_name_prefix="kdcache-write") as writing,
+        progress(f"dump {options.name}", sum(counts), "structures") as advance,
+    ):
+        written: Future[Any] | None = None
+        for shard, count in zip(pending, counts, strict=True):
+            rows: dict[str, list[Array]] = {spec.name: [] for spec in specs}
+            for window in _shard_windows(store, reader, shard, reading):
+                for name, arrays in _compute(teacher, window, specs, options).items():
+                    rows[name] += arrays
+                advance(len(window.rows))
+            del count
+            if written is not None:
+                written.result()  # at most one shard waits: memory stays bounded
+            whole = {name: np.concatenate(arrays) for name, arrays in rows.items()}
+            written = writing.submit(writer.write_shard, shard, whole)
+        if written is not None:
+            written.result()
+    return sum(counts)
+
+
+def _shard_windows(
+    store: Store, reader: WindowReader, shard: int, pool: ThreadPoolExecutor
+) -> Iterator[Window]:
+    """The blocks of a shard one by one, the next read while one is computed."""
+    plan = store.plan
+    first = shard * plan.blocks_per_shard
+    blocks = range(first, min(first + plan.blocks_per_shard, plan.n_blocks))
+    ahead: Future[Window] | None = None
+    for block in blocks:
+        window = ahead.result() if ahead else reader.read(np.array([block]))
+        following = block + 1
+        ahead = pool.submit(reader.read, np.array([following])) if following in blocks else None
+        yield window
+
+
+def _compute(
+    teacher: Teacher, window: Window, specs: Sequence[FieldSpec], options: DumpOptions
+) -> Mapping[str, list[Array]]:
+    found: dict[str, list[Array]] = {spec.name: [] for spec in specs}
+    for run in atom_bounded(window.n_atoms, options.max_atoms):
+        batch = make_batch([window.gather(np.arange(run.start, run.stop))])
+        computed = teacher.compute(batch.to(options.device))
+        for spec in specs:
+            found[spec.name].append(computed[spec.name].cpu().numpy())
+    return found
+
+
+def _entry(teacher: Teacher, specs: Sequence[FieldSpec], options: DumpOptions) -> TeacherEntry:
+    return TeacherEntry.describe(
+        digest=teacher.digest,
+        fields=specs,
+        model=teacher.model_name,
+        architecture=dict(teacher.architecture),
+        graph=teacher.graph_rule,
+        references=dict(teacher.references),
+        precision=str(teacher.dtype).removeprefix("torch."),
+        licence=options.licence,
+        software={
+            "kdcache": kdcache.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _disk_size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def open_or_import(
+    data: Sequence[str],
+    path: Path,
+    options: ImportOptions,
+    *,
+    name: str,
+    new: bool,
+    progress: Progress = silent,
+) -> Path:
+    """The store a dump goes into: a new one of `data`, or an existing one checked against it.
+
+    Args:
+        data: files, globs or a store; may be empty for an existing store.
+        path: of the store.
+        options: how `data` is read and laid out.
+        name: of the teacher about to be dumped.
+        new: the caller wants a new store; one that an interrupted dump of the same data left is
+            gone on with.
+
+    Raises:
+        StoreError: a new store is wanted, and there is one with teachers already.
+        IdentityError: the store was made from other data.
+    """
+    finished = (path / "manifest.json").is_file()
+    if not finished:
+        if not new:
+            open_store(path)  # says what is missing
+        return import_dataset(data, path, options, progress=progress).path
+    store = open_store(path)
+    if new and store.teachers:
+        raise StoreError(
+            f"{path} exists and holds teachers {sorted(store.teachers)}. It is not overwritten: "
+            f"name another store, or add to it with --into {path} --name {name}."
+        )
+    if data and not _is_same(data, path):
+        hashes, ids = [], []
+        with progress("check the dataset", len(store.index), "structures") as advance:
+            for structure in read_structures(data, options.read):
+                hashes.append(structure.content_hash())
+                ids.append(structure.structure_id)
+                advance()
+        store.check_dataset(hashes, ids)
+    return path
+
+
+def _is_same(data: Sequence[str], path: Path) -> bool:
+    return len(data) == 1 and Path(data[0]).resolve() == path.resolve()

@@ -1,0 +1,59 @@
+"""The one exception family of kdcache.
+
+Every error a user can cause is a `KdcacheError` whose message says what disagrees, with both
+values, what it would have caused and the way out. The command line prints it and exits 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KdcacheError(Exception):
+    """Base of every error that kdcache raises on purpose."""
+
+
+class DataError(KdcacheError):
+    """A dataset file or one structure in it cannot be used."""
+
+
+class UnitError(DataError):
+    """A unit is unknown, or is one of another quantity."""
+
+
+class ConfigError(KdcacheError):
+    """A configuration is inconsistent or names something unknown."""
+
+
+class ShapeError(KdcacheError):
+    """Two arrays that belong together do not fit each other."""
+
+
+class StoreError(KdcacheError):
+    """A store is damaged, unfinished, of another format or would be overwritten."""
+
+
+class IdentityError(StoreError):
+    """Features and data do not belong together."""
+
+
+class TeacherError(KdcacheError):
+    """A teacher cannot be loaded, or its features cannot be stored."""
+
+
+class TrainingError(KdcacheError):
+    """A training run cannot start, go on or be resumed."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error line: the nearest known name, or all of them.
+
+    Example:
+        >>> did_you_mean("pain", ["painn", "schnet"])
+        'did you mean painn? (known: painn, schnet)'
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    listed = ", ".join(names) if names else "none"
+    return f"did you mean {near[0]}? (known: {listed})" if near else f"known: {listed}"

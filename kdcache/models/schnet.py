@@ -1,0 +1,143 @@
+"""SchNet: torch-geometric's layers on our own graph, forces by gradient.
+
+Owns the walk through the layers and the initial weights; the layers are torch-geometric's.
+Invariant: state-dict names and outputs are those of the published implementation, whose filter
+networks appear under two names (`interactions.k.mlp` and `interactions.k.conv.nn`).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdcache.fields import FieldSpec
+from kdcache.graphs import GraphRule
+from kdcache.models.geometry import edge_vectors, gradient_forces, sum_structures
+from kdcache.models.interface import (
+    ATOMIC_ENERGY,
+    ENERGY,
+    FORCES,
+    Hyperparameters,
+    Model,
+    feature_spec,
+)
+from kdcache.structures import Batch, ModelOutput
+
+with warnings.catch_warnings():
+    # torch-geometric compiles with torch.jit on import, which torch has deprecated.
+    warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+    from torch_geometric.nn.models.schnet import (
+        GaussianSmearing,
+        InteractionBlock,
+        ShiftedSoftplus,
+    )
+
+# Row 0 stands for no atom, as in torch-geometric.
+EMBEDDING_ROWS = 100
+
+
+class SchNetHyperparameters(Hyperparameters):
+    """Sizes of a SchNet. Defaults suit small molecules and materials.
+
+    Attributes:
+        hidden_channels: width of the atoms' features.
+        num_filters: width of the continuous filters.
+        num_interactions: interaction blocks.
+        num_gaussians: Gaussians that a distance is expanded in, from 0 to cutoff.
+        cutoff: Å.
+        max_neighbors: nearest neighbours kept per atom; None keeps all. Published periodic models
+            use 50. A limit makes energies jump where a neighbour leaves the list.
+    """
+
+    hidden_channels: int = Field(default=128, ge=2, le=8192)
+    num_filters: int = Field(default=128, ge=1, le=8192)
+    num_interactions: int = Field(default=4, ge=1, le=64)
+    num_gaussians: int = Field(default=50, ge=2, le=4096)
+    cutoff: float = Field(default=6.0, gt=0.0, le=100.0)
+    max_neighbors: int | None = Field(default=None, ge=1)
+
+
+class SchNet(Model):
+    """SchNet.
+
+    Features: node, atoms' features after the last interaction.
+
+    Args:
+        hyperparameters: sizes.
+        generator: source of the initial weights; torch's global one without.
+
+    Source: Schütt et al. 2017, "SchNet: A continuous-filter convolutional neural network for
+    modeling quantum interactions".
+    """
+
+    name: ClassVar[str] = "schnet"
+    hyperparameter_type: ClassVar[type[Hyperparameters]] = SchNetHyperparameters
+    hyperparameters: SchNetHyperparameters
+
+    def __init__(
+        self, hyperparameters: SchNetHyperparameters, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(hyperparameters)
+        sizes = hyperparameters
+        self.conservative = True
+        self.embedding = nn.Embedding(EMBEDDING_ROWS, sizes.hidden_channels, padding_idx=0)
+        self.distance_expansion = GaussianSmearing(0.0, sizes.cutoff, sizes.num_gaussians)
+        # In double precision: torch-geometric takes the spacing from float32 centres.
+        self.distance_expansion.coeff = -0.5 * ((sizes.num_gaussians - 1) / sizes.cutoff) ** 2
+        self.interactions = nn.ModuleList(
+            InteractionBlock(
+                sizes.hidden_channels, sizes.num_gaussians, sizes.num_filters, sizes.cutoff
+            )
+            for _ in range(sizes.num_interactions)
+        )
+        self.lin1 = nn.Linear(sizes.hidden_channels, sizes.hidden_channels // 2)
+        self.act = ShiftedSoftplus()
+        self.lin2 = nn.Linear(sizes.hidden_channels // 2, 1)
+        for module in self.modules():
+            if isinstance(module, ShiftedSoftplus):
+                module.shift = math.log(2.0)  # likewise in double precision
+        self.reset_parameters(generator)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the initial weights: Xavier-uniform, embeddings normal, zero biases."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.embedding.weight, generator=generator)
+        with torch.no_grad():
+            self.embedding.weight[0].zero_()
+
+    @property
+    def graph_rule(self) -> GraphRule:
+        return GraphRule(self.hyperparameters.cutoff, self.hyperparameters.max_neighbors)
+
+    @property
+    def max_atomic_number(self) -> int:
+        return EMBEDDING_ROWS - 1
+
+    def field_specs(self) -> tuple[FieldSpec, ...]:
+        node = feature_spec("node", self.hyperparameters.hidden_channels)
+        return (ENERGY, FORCES, ATOMIC_ENERGY, node)
+
+    def forward(self, batch: Batch) -> ModelOutput:
+        return gradient_forces(self._compute, batch)
+
+    def _compute(self, batch: Batch) -> ModelOutput:
+        distance = torch.linalg.vector_norm(edge_vectors(batch), dim=-1)
+        expanded = self.distance_expansion(distance)
+        x: Tensor = self.embedding(batch.atomic_numbers)
+        for interaction in self.interactions:
+            x = x + interaction(x, batch.edge_index, distance, expanded)
+        # bfloat16 would leave three digits to what is compared with labels.
+        with torch.autocast(x.device.type, enabled=False):
+            atomic_energy = self.lin2(self.act(self.lin1(x))).squeeze(-1)
+            energy = sum_structures(atomic_energy, batch)
+        forces = torch.zeros_like(batch.positions)  # replaced by the gradient
+        return ModelOutput(energy, forces, atomic_energy, {"node": x})

@@ -1,0 +1,206 @@
+"""Extended XYZ, one structure at a time.
+
+ASE defines the grammar of the comment line; its file reader is not used because it keeps an index
+of all frames and stops at a blank line without a word. Here columns are converted in bulk (several
+times faster) and a damaged frame is named by its place and line.
+Invariant: numbers, positions, cell, pbc and keys are those `ase.io.iread` gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
+from ase.io.extxyz import key_val_str_to_dict
+from ase.io.formats import open_with_compression
+
+from kdcache.errors import DataError
+from kdcache.readers.interface import ReadOptions, place, unreadable
+from kdcache.readers.labels import LabelKeys, label_structure
+from kdcache.readers.units import UnitFactors
+from kdcache.structures import FloatArray, IntArray, Structure
+
+# A count above this is a damaged line, and trusting it would read the rest of the file at once.
+MAX_ATOMS = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The text of one structure.
+
+    Attributes:
+        line: number of the line that holds the number of atoms.
+        comment: the comment line.
+        table: one line per atom.
+    """
+
+    line: int
+    comment: str
+    table: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where each property of an atom line stands.
+
+    Attributes:
+        of: property name to (type letter R, I, S or L; first column; number of columns).
+        n_columns: of a whole line.
+    """
+
+    of: dict[str, tuple[str, int, int]]
+    n_columns: int
+
+
+def read_extxyz(path: Path, options: ReadOptions, keys: LabelKeys) -> Iterator[Structure]:
+    """Structures of an extended (or plain) XYZ file, also compressed (.gz, .bz2, .xz).
+
+    Raises:
+        DataError: the file is damaged, naming structure and line.
+        UnitError: an unknown unit.
+    """
+    factors = options.factors()
+    wanted = {options.forces_key or "REF_forces", "forces"}
+    try:
+        with open_with_compression(str(path)) as file:
+            for index, frame in enumerate(_frames(file, path)):
+                yield _parse(frame, path, index, wanted, options, factors, keys)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise unreadable(path, "extended XYZ", error) from error
+
+
+def _parse(
+    frame: Frame,
+    path: Path,
+    index: int,
+    wanted: set[str],
+    options: ReadOptions,
+    factors: UnitFactors,
+    keys: LabelKeys,
+) -> Structure:
+    try:
+        info = _comment(frame.comment)
+        columns = _columns(str(info.pop("Properties", "species:S:1:pos:R:3")))
+        arrays = _arrays(frame.table, columns, wanted)
+        structure = _structure(info, arrays, factors.length)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{place(path, index)} (line {frame.line}) is no extended XYZ: {reason}."
+        ) from error
+    results = {
+        key: source.pop(key)
+        for key, source in (("energy", info), ("forces", arrays))
+        if key in source
+    }
+    return label_structure(structure, path, index, info, arrays, results, options, factors, keys)
+
+
+def _frames(file: IO[str], path: Path) -> Iterator[Frame]:
+    """The text of each structure; blank lines between structures are passed over."""
+    line_number, index = 0, 0
+    for header in file:
+        line_number += 1
+        text = header.strip()
+        if not text:
+            continue
+        if not (text.isdecimal() and int(text) <= MAX_ATOMS):
+            shown = text if len(text) <= 40 else f"{text[:37]}..."
+            way_out = " Try --format ase." if text.startswith("VEC") else ""
+            raise DataError(
+                f"{path.name}, line {line_number}: a number of atoms must stand where structure "
+                f"{index} begins, got {shown!r}. The structure before may have more atoms than it "
+                f"says.{way_out}"
+            )
+        n_atoms = int(text)
+        lines = list(islice(file, n_atoms + 1))
+        if len(lines) < n_atoms + 1:
+            raise DataError(
+                f"{place(path, index)} ends after {max(len(lines) - 1, 0)} of {n_atoms} atoms: the "
+                "file is cut off. Copy or write it again."
+            )
+        yield Frame(line_number, lines[0], lines[1:])
+        line_number += n_atoms + 1
+        index += 1
+
+
+def _comment(line: str) -> dict[str, Any]:
+    if not line.strip():
+        return {}
+    parsed: dict[str, Any] = key_val_str_to_dict(line)  # type: ignore[no-untyped-call]
+    return parsed
+
+
+@lru_cache(maxsize=64)
+def _columns(properties: str) -> Columns:
+    """Parse `Properties=species:S:1:pos:R:3`."""
+    parts = properties.split(":")
+    found: dict[str, tuple[str, int, int]] = {}
+    start = 0
+    for name, kind, count in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        if kind not in ("R", "I", "S", "L"):
+            raise ValueError(f"Properties: type {kind!r} of {name!r} is none of R, I, S, L")
+        found[name] = (kind, start, int(count))
+        start += int(count)
+    return Columns(found, start)
+
+
+def _arrays(
+    table: list[str], columns: Columns, wanted: set[str]
+) -> dict[str, list[str] | FloatArray]:
+    """The columns that are read: species as text, positions and forces as numbers."""
+    width = columns.n_columns
+    tokens = "".join(table).split()
+    if len(tokens) != len(table) * width:
+        rows = [line.split() for line in table]
+        for place_in_frame, row in enumerate(rows):
+            if len(row) < width:
+                raise ValueError(
+                    f"atom {place_in_frame} has {len(row)} columns, Properties names {width}"
+                )
+        # As ASE does: columns that Properties does not name are left alone.
+        tokens = [token for row in rows for token in row[:width]]
+    arrays: dict[str, list[str] | FloatArray] = {}
+    for name, (kind, start, count) in columns.of.items():
+        if name in ("species", "Z"):
+            arrays[name] = tokens[start::width]
+        elif name == "pos" or name in wanted:
+            if kind not in ("R", "I"):
+                raise ValueError(f"{name} must be numbers (R), Properties says {kind}")
+            values = [list(map(float, tokens[c::width])) for c in range(start, start + count)]
+            arrays[name] = np.ascontiguousarray(np.array(values).T)
+    return arrays
+
+
+def _structure(info: dict[str, Any], arrays: dict[str, Any], length_factor: float) -> Structure:
+    """Numbers, positions, cell and pbc, taken out of `info` and `arrays`."""
+    lattice = info.pop("Lattice", None)
+    # A file with a lattice and no pbc is periodic along all axes; without a lattice, along none.
+    pbc = np.broadcast_to(np.array(info.pop("pbc", lattice is not None)), (3,))
+    if pbc.dtype.kind not in "bi":
+        raise ValueError(f"pbc must be T or F for three axes, got {pbc.tolist()}")
+    cell = np.zeros((3, 3)) if lattice is None else np.array(lattice.T, dtype=np.float64)
+    return Structure(
+        structure_id="",
+        atomic_numbers=_numbers(arrays.pop("species", None), arrays.pop("Z", None)),
+        positions=arrays.pop("pos") * length_factor,
+        cell=cell * length_factor,
+        pbc=pbc.astype(np.bool_),
+    )
+
+
+def _numbers(symbols: list[str] | None, written: list[str] | None) -> IntArray:
+    if written is not None:
+        return np.array(written, dtype=np.int64)
+    if symbols is None:
+        raise ValueError("Properties names neither species nor Z")
+    try:
+        return np.array([NUMBER_OF_SYMBOL[symbol.capitalize()] for symbol in symbols], np.int64)
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]!r} is no element") from error

@@ -1,0 +1,259 @@
+"""Read blocks of one Zarr array of a store into memory.
+
+Owns the way from shard bytes to stored values: one scattered read per run of adjacent blocks,
+checksum, decompression. Safe to use from several threads.
+Invariant: no size from a file is believed before it agrees with the layout.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.errors import ShapeError, StoreError
+from kdcache.store.codecs import decompress
+from kdcache.store.shards import (
+    CRC_BYTES,
+    FETCH_AGAIN,
+    Bytes,
+    as_bytes,
+    index_size,
+    read_chunk_bounds,
+    read_into,
+)
+from kdcache.structures import IntArray
+
+Array = npt.NDArray[Any]
+
+# LZ4 stores at best 255 bytes in one: a chunk that claims more is not honest.
+LARGEST_RATIO = 256
+
+
+@dataclass(frozen=True)
+class ArrayReader:
+    """One array of a store.
+
+    Attributes:
+        files: path of every shard.
+        names: the same within the store, for messages.
+        used: [n_blocks] rows of each block that are no padding.
+        capacity: rows of a whole block.
+        row_shape: shape of one row.
+        dtype: as stored.
+        blocks_per_shard: entries in the index of a shard.
+        compressed: chunks are Blosc frames, else raw bytes.
+    """
+
+    files: list[Path]
+    names: list[str]
+    used: IntArray
+    capacity: int
+    row_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    blocks_per_shard: int
+    compressed: bool
+    _bounds: dict[int, IntArray] = field(default_factory=dict, compare=False)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a whole block, decoded."""
+        row = self.dtype.itemsize
+        for extent in self.row_shape:
+            row *= extent
+        return self.capacity * row
+
+    def check_files(self) -> None:
+        """Every shard is there, and as large as it must be where that is known.
+
+        Raises:
+            StoreError: naming the shard.
+        """
+        for shard in range(len(self.files)):
+            try:
+                size = os.stat(self.files[shard]).st_size
+            except FileNotFoundError:
+                raise self._missing(shard) from None
+            raw = self._n_blocks(shard) * (self.block_bytes + CRC_BYTES)
+            expected = raw + index_size(self.blocks_per_shard)
+            if not self.compressed and size != expected:
+                raise StoreError(
+                    f"{self.names[shard]} has {size} bytes, {expected} are expected: it is "
+                    f"truncated or of another store. {FETCH_AGAIN}"
+                )
+
+    def allocate(self, blocks: IntArray, out: Array | None = None) -> Array:
+        """Room for the used rows of blocks, once the shards are known to hold them.
+
+        Args:
+            blocks: [k] block numbers.
+            out: memory to use again, [at least as many rows, ...] contiguous, stored dtype.
+
+        Raises:
+            StoreError: a shard is missing, truncated, or its index is damaged.
+            ShapeError: `out` does not fit.
+        """
+        for shard in np.unique(blocks // self.blocks_per_shard):
+            if int(shard) not in self._bounds:
+                os.close(self._open(int(shard)))
+        rows = int(self.used[blocks].sum())
+        return fitting((rows, *self.row_shape), self.dtype, out)
+
+    def read(self, blocks: IntArray, out: Array, check: bool) -> None:
+        """Fill `out` with the used rows of blocks, in the order given.
+
+        Args:
+            blocks: [k] block numbers.
+            out: [rows, ...] contiguous, in the stored dtype.
+            check: compare checksums.
+
+        Raises:
+            StoreError: a shard is missing or damaged, naming it and the block.
+        """
+        row = 0
+        for shard, first, count in _runs(blocks, self.blocks_per_shard):
+            descriptor = self._open(shard)
+            try:
+                bounds = self._bounds[shard]
+                used = self.used[first : first + count]
+                rows = out[row : row + int(used.sum())]
+                start = first - shard * self.blocks_per_shard
+                offsets = bounds[start : start + count + 1]
+                read = self._read_compressed if self.compressed else self._read_raw
+                read(descriptor, shard, first, used, offsets, rows, check)
+                row += len(rows)
+            finally:
+                os.close(descriptor)
+
+    def _read_raw(
+        self,
+        descriptor: int,
+        shard: int,
+        first: int,
+        used: IntArray,
+        offsets: IntArray,
+        out: Array,
+        check: bool,
+    ) -> None:
+        # Rows go to where they are wanted, padding and checksums beside them: nothing is copied.
+        buffers: list[Bytes] = []
+        ends = np.cumsum(used)
+        for end, count in zip(ends.tolist(), used.tolist(), strict=True):
+            rows = as_bytes(out[end - count : end])
+            buffers += [rows, np.empty(self.block_bytes - rows.nbytes + CRC_BYTES, np.uint8)]
+        read_into(descriptor, self.names[shard], buffers, int(offsets[0]))
+        if check:
+            for i in range(len(used)):
+                rows, rest = buffers[2 * i : 2 * i + 2]
+                crc = google_crc32c.extend(google_crc32c.value(rows), rest[:-CRC_BYTES])
+                self._check(crc, rest[-CRC_BYTES:], shard, first + i)
+
+    def _read_compressed(
+        self,
+        descriptor: int,
+        shard: int,
+        first: int,
+        used: IntArray,
+        offsets: IntArray,
+        out: Array,
+        check: bool,
+    ) -> None:
+        data = np.empty(int(offsets[-1] - offsets[0]), np.uint8)
+        read_into(descriptor, self.names[shard], [data], int(offsets[0]))
+        scratch: Array | None = None
+        row = 0
+        for i, count in enumerate(used.tolist()):
+            chunk = data[offsets[i] - offsets[0] : offsets[i + 1] - offsets[0]]
+            frame, stored_crc = chunk[:-CRC_BYTES], chunk[-CRC_BYTES:]
+            if check:
+                self._check(google_crc32c.value(frame), stored_crc, shard, first + i)
+            rows = out[row : row + count]
+            row += count
+            if count < self.capacity and scratch is None:
+                scratch = np.empty((self.capacity, *self.row_shape), self.dtype)
+            whole = rows if count == self.capacity or scratch is None else scratch
+            if not decompress(frame, whole):
+                raise StoreError(
+                    f"{self.names[shard]}, block {first + i}: the compressed bytes do not hold a "
+                    f"block of {self.block_bytes} bytes. {FETCH_AGAIN}"
+                )
+            if whole is not rows:
+                rows[:] = whole[:count]
+
+    def _check(self, computed: int, stored: Bytes, shard: int, block: int) -> None:
+        expected = int.from_bytes(stored.tobytes(), "little")
+        if computed != expected:
+            raise StoreError(
+                f"{self.names[shard]}, block {block}: its bytes have checksum {computed:08x}, "
+                f"{expected:08x} was written with them. {FETCH_AGAIN}"
+            )
+
+    def _n_blocks(self, shard: int) -> int:
+        return min(self.blocks_per_shard, len(self.used) - shard * self.blocks_per_shard)
+
+    def _open(self, shard: int) -> int:
+        try:
+            descriptor = os.open(self.files[shard], os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise self._missing(shard) from None
+        try:
+            if shard not in self._bounds:
+                self._bounds[shard] = self._read_bounds(descriptor, shard)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _read_bounds(self, descriptor: int, shard: int) -> IntArray:
+        bounds = read_chunk_bounds(
+            descriptor,
+            self.names[shard],
+            self._n_blocks(shard),
+            self.blocks_per_shard,
+            None if self.compressed else self.block_bytes + CRC_BYTES,
+        )
+        if int(np.diff(bounds).min()) * LARGEST_RATIO < self.block_bytes:
+            raise StoreError(
+                f"{self.names[shard]} cannot hold blocks of {self.block_bytes} bytes in chunks of "
+                f"{int(np.diff(bounds).min())}. It is not read. {FETCH_AGAIN}"
+            )
+        return bounds
+
+    def _missing(self, shard: int) -> StoreError:
+        return StoreError(
+            f"{self.names[shard]} is missing (shard {shard} of {len(self.files)}). {FETCH_AGAIN}"
+        )
+
+
+def fitting(shape: tuple[int, ...], dtype: np.dtype[Any], out: Array | None) -> Array:
+    """A new array, or the first rows of `out`.
+
+    Raises:
+        ShapeError: `out` is too small, of another shape or dtype, or not contiguous.
+    """
+    if out is None:
+        return np.empty(shape, dtype)
+    if out.dtype != dtype or out.shape[1:] != shape[1:] or len(out) < shape[0]:
+        raise ShapeError(
+            f"out must be at least {list(shape)} {dtype.name}, got {list(out.shape)} "
+            f"{out.dtype.name}."
+        )
+    if not out.flags.c_contiguous:
+        raise ShapeError("out must be contiguous: bytes are read straight into it.")
+    return out[: shape[0]]
+
+
+def _runs(blocks: IntArray, blocks_per_shard: int) -> Iterator[tuple[int, int, int]]:
+    """Shard, first block and length of every run of adjacent blocks."""
+    shards = blocks // blocks_per_shard
+    breaks = np.flatnonzero((np.diff(blocks) != 1) | (np.diff(shards) != 0)) + 1
+    starts = np.concatenate([[0], breaks])
+    for start, end in zip(starts.tolist(), [*breaks.tolist(), len(blocks)], strict=True):
+        if end > start:
+            yield int(shards[start]), int(blocks[start]), end - start

@@ -1,0 +1,174 @@
+"""What a store holds, for programs and for people, without reading a feature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from pydantic import JsonValue
+
+from kdcache.fields import FieldSpec
+from kdcache.store.contents import array_documents, groups, shard_file
+from kdcache.store.manifest import FieldEntry, TeacherEntry
+from kdcache.store.metadata import Json
+from kdcache.store.reader import Store, open_store
+from kdcache.store.work import unfinished_groups
+
+
+def describe_store(path: str | Path) -> Json:
+    """Counts, fields, teachers, licences and identity of a store, as JSON values.
+
+    Raises:
+        StoreError: as `open_store`.
+    """
+    store = open_store(path)
+    manifest = store.manifest
+    sizes = _sizes(store)
+    index = store.index
+    fields = groups(manifest)
+    teachers: Json = {
+        name: _teacher(entry, fields[f"teachers/{name}"], sizes, f"teachers/{name}")
+        for name, entry in manifest.teachers.items()
+    }
+    splits, counts = np.unique(index.split.astype(str), return_counts=True)
+    return {
+        "path": str(path),
+        "format_version": manifest.format_version,
+        "root_digest": manifest.root_digest,
+        "created": manifest.created,
+        "n_bytes": sum(sizes.values()),
+        "n_structures": len(index),
+        "n_labelled": manifest.dataset.n_labelled,
+        "n_atoms": manifest.n_atoms,
+        "n_edges": manifest.n_edges,
+        "smallest": int(index.n_atoms.min()),
+        "largest": int(index.n_atoms.max()),
+        "splits": dict(zip(splits.tolist(), counts.tolist(), strict=True)),
+        "dataset": manifest.dataset.model_dump(mode="json"),
+        "order": manifest.order.model_dump(mode="json"),
+        "graph": manifest.graph.model_dump(mode="json") if manifest.graph else None,
+        "layout": {
+            **manifest.capacities.model_dump(mode="json"),
+            "n_shards": store.plan.n_shards,
+            "padding": round(1.0 - manifest.n_atoms / _rows(store), 4),
+        },
+        "structures": _fields(fields["structures"], sizes, "structures"),
+        "teachers": teachers,
+        "unfinished": dict(unfinished_groups(store.path)),
+    }
+
+
+def format_description(description: Json) -> str:
+    """The description for people, licences included: a few lines and a table of fields."""
+    d = description
+    dataset = _table(d["dataset"])
+    licences = _table(dataset["licences"])
+    layout = _table(d["layout"])
+    splits = ", ".join(f"{name or 'unnamed'} {n}" for name, n in _table(d["splits"]).items())
+    sources = dataset["sources"]
+    lines = [
+        f"{d['path']}: format {d['format_version']}, {_size(d['n_bytes'])}, digest "
+        f"{str(d['root_digest'])[:12]}…, {d['created']}",
+        f"dataset     {d['n_structures']:,} structures ({d['n_labelled']:,} labelled), "
+        f"{d['n_atoms']:,} atoms ({d['smallest']} to {d['largest']} each)",
+        f"            digest {str(dataset['digest'])[:12]}…, from "
+        f"{', '.join(map(str, sources)) if isinstance(sources, list) and sources else 'unknown'}",
+        f"splits      {splits}",
+        f"graph       {_graph(d['graph'])}" + (f", {d['n_edges']:,} edges" if d["graph"] else ""),
+        f"layout      {layout['n_blocks']} blocks of {layout['atom']:,} atoms in "
+        f"{layout['n_shards']} shards, {100 * float(str(layout['padding'])):.1f} % padding",
+        f"licences    structures: {licences['structures'] or 'unknown'}; labels: "
+        f"{licences['labels'] or 'unknown'}",
+        "structures",
+        *_field_lines(_table(d["structures"])),
+    ]
+    for name, value in _table(d["teachers"]).items():
+        teacher = _table(value)
+        lines += [
+            f"teacher {name}: {teacher['model']}, digest {str(teacher['digest'])[:12]}…, computed "
+            f"in {teacher['precision'] or 'unknown precision'}, licence: "
+            f"{teacher['licence'] or 'unknown'}",
+            f"  graph {_graph(teacher['graph'])}",
+            *_field_lines(_table(teacher["fields"])),
+        ]
+    for group, done in _table(d["unfinished"]).items():
+        lines.append(f"unfinished: {group}, {done} of {layout['n_shards']} shards are written")
+    return "\n".join(lines)
+
+
+def _teacher(
+    entry: TeacherEntry, specs: dict[str, FieldSpec], sizes: dict[str, int], group: str
+) -> Json:
+    described: Json = entry.model_dump(mode="json", exclude={"fields", "errors"})
+    fields = _fields(specs, sizes, group)
+    for name, error in entry.errors.items():
+        _table(fields[name]).update(error.model_dump(mode="json"))
+    return {**described, "fields": fields}
+
+
+def _fields(specs: dict[str, FieldSpec], sizes: dict[str, int], group: str) -> Json:
+    return {
+        name: {
+            **FieldEntry.describe(spec).model_dump(mode="json"),
+            "n_bytes": sizes[f"{group}/{name}"],
+        }
+        for name, spec in specs.items()
+    }
+
+
+def _sizes(store: Store) -> dict[str, int]:
+    """Bytes on disk by field; the scales of a compact field count as its own."""
+    sizes: dict[str, int] = {}
+    for array, spec, document in array_documents(store.manifest, store.plan):
+        field = f"{array.rpartition('/')[0]}/{spec.name}"
+        files = (shard_file(array, shard, document) for shard in range(store.plan.n_shards))
+        sizes[field] = sizes.get(field, 0) + sum((store.path / f).stat().st_size for f in files)
+    return sizes
+
+
+def _field_lines(fields: Json) -> list[str]:
+    lines = []
+    for name, value in fields.items():
+        entry = _table(value)
+        shape = entry["shape"] if isinstance(entry["shape"], list) else []
+        line = (
+            f"  {name:<16} {entry['level']!s:<9} {'×'.join(map(str, shape)) or 'scalar':<8} "
+            f"{entry['dtype']!s:<8} {entry['codec']!s:<8} {entry['unit'] or '–'!s:<5} "
+            f"{_size(entry['n_bytes']):>10}"
+        )
+        if entry.get("relative"):
+            line += f"  error {float(str(entry['relative'])):.1e}"
+        for what in ("clipped", "nonfinite"):
+            if entry.get(what):
+                line += f"  {entry[what]} {what}"
+        lines.append(line)
+    return lines
+
+
+def _graph(value: JsonValue) -> str:
+    if not value:
+        return "none kept"
+    rule = _table(value)
+    text = f"cutoff {rule['cutoff']} Å"
+    if rule["max_neighbors"] is not None:
+        text += f", at most {rule['max_neighbors']} neighbours"
+    return text + (", symmetric" if rule["symmetric"] else "")
+
+
+def _size(n_bytes: JsonValue) -> str:
+    size = float(str(n_bytes))
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"
+
+
+def _table(value: JsonValue) -> Json:
+    if not isinstance(value, dict):
+        raise TypeError(f"a JSON object is expected, got {type(value).__name__}")
+    return value
+
+
+def _rows(store: Store) -> int:
+    return store.plan.n_blocks * store.plan.atom_capacity

@@ -1,0 +1,286 @@
+"""Open a store, read its fields by block, and its structures as records.
+
+Owns what is checked before anything is read, and decoding; bytes are the business of `arrays`.
+Never writes. Invariant: an open store is finished, whole, and laid out as its index says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.errors import StoreError, did_you_mean
+from kdcache.fields import FieldSpec
+from kdcache.store import identity, records
+from kdcache.store.arrays import ArrayReader, fitting
+from kdcache.store.codecs import from_compact, read_dtype
+from kdcache.store.contents import ZARR, array_documents, groups, plan_of, shard_file
+from kdcache.store.index import INDEX, StoreIndex, read_index
+from kdcache.store.layout import BlockPlan
+from kdcache.store.manifest import MANIFEST, GraphEntry, Manifest, TeacherEntry, read_manifest
+from kdcache.store.metadata import SCALE_SUFFIX, Json
+from kdcache.store.work import unfinished_groups
+from kdcache.structures import Structure
+
+Array = npt.NDArray[Any]
+MAX_DOCUMENT_BYTES = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """A finished store, open for reading; made by `open_store`. Safe to read from several threads.
+
+    Attributes:
+        path: of the store.
+        manifest: its description.
+        index: a row per structure, in store order.
+        plan: where each structure lies.
+    """
+
+    path: Path
+    manifest: Manifest
+    index: StoreIndex
+    plan: BlockPlan
+    _groups: dict[str, dict[str, FieldSpec]] = field(repr=False)
+    _arrays: dict[str, ArrayReader] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def teachers(self) -> Mapping[str, TeacherEntry]:
+        """Teachers by name."""
+        return self.manifest.teachers
+
+    @property
+    def graph(self) -> GraphEntry | None:
+        """Rule of the neighbour list the store keeps, equal to a `GraphRule` of the same values."""
+        return self.manifest.graph
+
+    def fields(self, group: str) -> Mapping[str, FieldSpec]:
+        """Fields by name of "structures" or "teachers/<name>".
+
+        Raises:
+            StoreError: there is no such group.
+        """
+        if group not in self._groups:
+            raise StoreError(
+                f"{self.path} has no group {group!r}: {did_you_mean(group, self._groups)}"
+            )
+        return self._groups[group]
+
+    def spec(self, name: str) -> FieldSpec:
+        """The field called e.g. "structures/forces" or "teachers/painn/node".
+
+        Raises:
+            StoreError: there is no such field.
+        """
+        group, _, short = name.rpartition("/")
+        fields = self.fields(group)
+        if short not in fields:
+            raise StoreError(
+                f"{self.path}: {group} has no field {short!r}: {did_you_mean(short, fields)}"
+            )
+        return fields[short]
+
+    def read(
+        self,
+        name: str,
+        blocks: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
+        *,
+        check: bool = True,
+        out: Array | None = None,
+    ) -> Array:
+        """Values of a field in some blocks, without padding.
+
+        Args:
+            name: e.g. "structures/forces" or "teachers/painn/node".
+            blocks: block numbers; None for all. Adjacent ones are read at once.
+            check: compare checksums (10 GB/s) of what is read.
+            out: [at least as many rows, *field shape] contiguous, of the dtype returned; its
+                first rows are filled and returned. Saves half the time of a half field.
+
+        Returns:
+            [rows, *field shape], the rows of the blocks' structures in the order of `blocks`; a
+            half field as float16, a compact one as float32, an exact one in its own dtype.
+
+        Raises:
+            StoreError: no such field or block; a shard is missing, truncated or damaged.
+            ShapeError: `out` does not fit.
+        """
+        spec = self.spec(name)
+        chosen = np.arange(self.plan.n_blocks) if blocks is None else np.array(blocks, np.int64)
+        if len(chosen) and not (chosen.min() >= 0 and chosen.max() < self.plan.n_blocks):
+            raise StoreError(
+                f"Blocks {int(chosen.min())}…{int(chosen.max())} of {name} are asked for, the "
+                f"store has blocks 0…{self.plan.n_blocks - 1}."
+            )
+        array = self._arrays[name]
+        if spec.codec != "compact":
+            stored = array.allocate(chosen, out)
+            array.read(chosen, stored, check)
+            return stored
+        stored = array.allocate(chosen)
+        array.read(chosen, stored, check)
+        scales = self._arrays[name + SCALE_SUFFIX]
+        scale = scales.allocate(chosen)
+        scales.read(chosen, scale, check)
+        values = fitting(stored.shape, read_dtype(spec), out)
+        ends = np.cumsum(array.used[chosen])
+        for i, end in enumerate(ends.tolist()):
+            rows = slice(end - int(array.used[chosen[i]]), end)
+            from_compact(stored[rows], scale[i], values[rows])
+        return values
+
+    def structure(self, row: int) -> Structure:
+        """The structure in a row of the index.
+
+        Raises:
+            StoreError: no such row, or positions are not part of the store.
+        """
+        if not 0 <= row < len(self.index):
+            raise StoreError(f"{self.path} has rows 0…{len(self.index) - 1}, not {row}.")
+        return next(records.iterate_structures(self, np.array([row])))
+
+    def structures(self, order: Literal["source", "store"] = "source") -> Iterator[Structure]:
+        """All structures, in dataset order or in store order, in bounded memory.
+
+        Raises:
+            StoreError: positions are not part of the store, or a shard is damaged.
+        """
+        rows = self.index.source_order if order == "source" else np.arange(len(self.index))
+        return records.iterate_structures(self, rows)
+
+    def check_dataset(self, content_hashes: Sequence[bytes], structure_ids: Sequence[str]) -> None:
+        """The store was made from this dataset.
+
+        Args:
+            content_hashes: `Structure.content_hash` of each structure, in dataset order.
+            structure_ids: their ids, for the message.
+
+        Raises:
+            IdentityError: naming the first structure that differs, and whether the dataset is
+                another one, reordered or edited.
+        """
+        identity.check_dataset(self.path, self.index, content_hashes, structure_ids)
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a finished store, and refuse what is none.
+
+    Args:
+        path: of the store.
+
+    Raises:
+        StoreError: nothing or something else is there; the store is unfinished, of a newer format,
+            or a file is missing, truncated or not what the manifest says.
+    """
+    path = Path(path)
+    if not (path / MANIFEST).is_file():
+        raise StoreError(_why_no_store(path))
+    manifest = read_manifest(path)
+    for name in (INDEX, ZARR):
+        _check_digest(path, name, manifest)
+    index = read_index(path, manifest.dataset.n_structures)
+    plan = plan_of(manifest, index, str(path))
+    digest = index.dataset_digest()
+    if digest != manifest.dataset.digest:
+        raise StoreError(
+            f"{path}: the manifest says dataset {manifest.dataset.digest[:12]}…, the index holds "
+            f"{digest[:12]}…. Rows would meet the wrong structures. Fetch the store again."
+        )
+    arrays = {}
+    for name, spec, document in array_documents(manifest, plan):
+        _check_document(path, f"{name}/{ZARR}", document)
+        arrays[name] = array_reader(path, name, spec, document, plan)
+        arrays[name].check_files()
+    return Store(path, manifest, index, plan, groups(manifest), arrays)
+
+
+def array_reader(
+    path: Path, name: str, spec: FieldSpec, document: Json, plan: BlockPlan
+) -> ArrayReader:
+    """The reader of an array that `contents.array_documents` lists."""
+    files = [shard_file(name, shard, document) for shard in range(plan.n_shards)]
+    is_scale = name.endswith(SCALE_SUFFIX)
+    shape: list[int] = document["shape"]  # type: ignore[assignment]
+    return ArrayReader(
+        files=[path / file for file in files],
+        names=[str(path / file) for file in files],
+        used=np.ones(plan.n_blocks, np.int64) if is_scale else plan.used(spec.level),
+        capacity=1 if is_scale else plan.capacity(spec.level),
+        row_shape=tuple(shape[1:]),
+        dtype=np.dtype(str(document["data_type"])).newbyteorder("<"),
+        blocks_per_shard=plan.blocks_per_shard,
+        compressed=spec.codec == "exact",
+    )
+
+
+def _why_no_store(path: Path) -> str:
+    if not path.exists():
+        return f"{path} does not exist. Make a store with `kdcache import DATA -o {path}`."
+    begun = unfinished_groups(path)
+    if "structures" in begun:
+        return (
+            f"{path} is unfinished: {begun['structures']} shards of its structures are written. "
+            f"Run the command that was interrupted again; it goes on from there."
+        )
+    if (path / ".work").is_dir():
+        return (
+            f"{path} is unfinished: its dataset was still being read. Run the command that was "
+            f"interrupted again."
+        )
+    if any((path / name).exists() for name in (ZARR, ".zgroup", ".zarray")):
+        return (
+            f"{path} is Zarr but no kdcache store: it has no {MANIFEST}. Structures and features "
+            f"could not be matched. Make a store with `kdcache import`."
+        )
+    return f"{path} is no kdcache store: it has no {MANIFEST}."
+
+
+def _check_digest(path: Path, name: str, manifest: Manifest) -> None:
+    try:
+        content = (path / name).read_bytes()
+    except FileNotFoundError:
+        raise StoreError(
+            f"{path / name} is missing: the store is incomplete. Fetch it again."
+        ) from None
+    digest, expected = hashlib.sha256(content).hexdigest(), manifest.digests.get(name, "none")
+    if digest != expected:
+        raise StoreError(
+            f"{path / name} has digest {digest[:12]}…, the manifest says {expected[:12]}…: it was "
+            f"edited or damaged. Fetch it again."
+        )
+
+
+def _check_document(path: Path, name: str, expected: Json) -> None:
+    file = path / name
+    try:
+        if file.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise StoreError(f"{file} has {file.stat().st_size} bytes. It is not read.")
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(f"{file} is missing: the store is incomplete. Fetch it again.") from None
+    except ValueError as error:
+        raise StoreError(f"{file} is no JSON ({error}). Fetch it again.") from None
+    if found == expected:
+        return
+    if not isinstance(found, dict):
+        raise StoreError(f"{file} describes no array. Fetch it again.")
+    key = next(k for k in sorted({*expected, *found}) if expected.get(k) != found.get(k))
+    raise StoreError(
+        f"{file} has {key} {_short(found.get(key))}, the manifest gives "
+        f"{_short(expected.get(key))}. Other readers would read other values. Fetch it again."
+    )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -1,0 +1,193 @@
+"""One shard file: its blocks as chunks with checksums, and the index of them at its end.
+
+Owns bytes and checksums; which values belong in which block is the plan's, what they mean the
+codecs'. Invariant: a shard file stands under its name only when it is whole and on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.errors import StoreError
+from kdcache.store.codecs import compress
+
+Array = npt.NDArray[Any]
+Bytes = npt.NDArray[np.uint8]
+
+CRC_BYTES = 4
+MISSING = 2**64 - 1
+PARTIAL_SUFFIX = ".partial"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A shard on disk: SHA-256 in hex, and bytes."""
+
+    sha256: str
+    size: int
+
+
+def as_bytes(array: Array) -> Bytes:
+    """The memory of a contiguous array as [n_bytes] uint8, no copy."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def index_size(blocks_per_shard: int) -> int:
+    """Bytes of the index at the end of a shard."""
+    return 16 * blocks_per_shard + CRC_BYTES
+
+
+def write_shard_file(
+    path: Path, blocks: Iterable[Array], capacity: int, blocks_per_shard: int, compressed: bool
+) -> Written:
+    """Encode blocks one after another, write and rename.
+
+    Args:
+        path: of the shard; its folder is made.
+        blocks: [used rows, ...] contiguous, in the stored dtype; padded here with zeros.
+        capacity: rows of a whole block.
+        blocks_per_shard: entries of the index; those past the last block count as missing.
+        compressed: Blosc before the checksum, else raw bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    digest = hashlib.sha256()
+    index = np.full((blocks_per_shard, 2), MISSING, "<u8")
+    offset = 0
+    with open(partial, "wb", buffering=0) as file:
+        for i, block in enumerate(blocks):
+            parts = _chunk(block, capacity, compressed)
+            crc = 0
+            for part in parts:
+                crc = google_crc32c.extend(crc, part)
+            parts.append(np.frombuffer(crc.to_bytes(CRC_BYTES, "little"), np.uint8))
+            size = sum(part.nbytes for part in parts)
+            index[i] = offset, size
+            offset += size
+            _write(file.fileno(), parts, digest)
+        end = index.tobytes()
+        end += google_crc32c.value(end).to_bytes(CRC_BYTES, "little")
+        _write(file.fileno(), [np.frombuffer(end, np.uint8)], digest)
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_directory(path.parent)
+    return Written(digest.hexdigest(), offset + len(end))
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a small file whole, or not at all, so that it survives a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames within a folder last."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_chunk_bounds(
+    descriptor: int, where: str, n_blocks: int, blocks_per_shard: int, chunk_bytes: int | None
+) -> npt.NDArray[np.int64]:
+    """Where each block of an open shard lies: [n_blocks + 1] offsets.
+
+    Args:
+        descriptor: of the shard file.
+        where: its path within the store, for messages.
+        n_blocks: blocks the plan puts in it.
+        blocks_per_shard: entries its index must have.
+        chunk_bytes: size of every chunk with its checksum where chunks are raw, else None.
+
+    Raises:
+        StoreError: the file is shorter or longer than its index says, or the index is damaged.
+    """
+    size = os.fstat(descriptor).st_size
+    tail = index_size(blocks_per_shard)
+    if chunk_bytes is not None and size != n_blocks * chunk_bytes + tail:
+        raise StoreError(
+            f"{where} has {size} bytes, {n_blocks * chunk_bytes + tail} are expected: it is "
+            f"truncated or of another store. {FETCH_AGAIN}"
+        )
+    data = os.pread(descriptor, tail, max(0, size - tail))
+    body = data[:-CRC_BYTES]
+    if len(data) != tail or google_crc32c.value(body) != int.from_bytes(data[-4:], "little"):
+        raise StoreError(
+            f"{where} ({size} bytes) does not end in a valid index of {blocks_per_shard} blocks: "
+            f"it is truncated or damaged. {FETCH_AGAIN}"
+        )
+    entries = np.frombuffer(body, "<u8").reshape(-1, 2)
+    bounds = np.zeros(n_blocks + 1, np.int64)
+    # Sizes are held below the file's before they are summed: 2^64 - 1 must not wrap around.
+    sizes = np.minimum(entries[:n_blocks, 1], size + 1).astype(np.int64)
+    np.cumsum(sizes, out=bounds[1:])
+    contiguous = (entries[:n_blocks, 0] == bounds[:-1].astype("<u8")).all()
+    unused = (entries[n_blocks:] == MISSING).all()
+    fits = sizes.min() > CRC_BYTES and bounds[-1] + tail == size
+    if chunk_bytes is not None:
+        fits = fits and bool((sizes == chunk_bytes).all())
+    if not (contiguous and unused and fits):
+        raise StoreError(
+            f"{where} ({size} bytes) has an index that does not cover it with {n_blocks} blocks "
+            f"one after another: it is damaged or of another store. {FETCH_AGAIN}"
+        )
+    return bounds
+
+
+FETCH_AGAIN = "Its rows would be wrong. Fetch the file again, or dump again."
+
+
+def read_into(descriptor: int, where: str, buffers: Sequence[Bytes], offset: int) -> None:
+    """Fill buffers one after another from a file, in as few system calls as it takes.
+
+    Raises:
+        StoreError: the file ends before they are full.
+    """
+    pending = [buffer for buffer in buffers if buffer.nbytes]
+    while pending:
+        # At most 512 at once, below IOV_MAX (1,024) of Linux.
+        done = os.preadv(descriptor, [buffer.data for buffer in pending[:512]], offset)
+        if done <= 0:
+            raise StoreError(f"{where} ends at byte {offset}, more are expected. {FETCH_AGAIN}")
+        offset += done
+        while pending and done >= pending[0].nbytes:
+            done -= pending.pop(0).nbytes
+        if done:
+            pending[0] = pending[0][done:]
+
+
+def _chunk(block: Array, capacity: int, compressed: bool) -> list[Bytes]:
+    padding = capacity - len(block)
+    if not compressed:
+        row_bytes = block.dtype.itemsize * int(np.prod(block.shape[1:], dtype=np.int64))
+        return [as_bytes(block), np.zeros(padding * row_bytes, np.uint8)]
+    if padding:
+        whole = np.zeros((capacity, *block.shape[1:]), block.dtype)
+        whole[: len(block)] = block
+        block = whole
+    return [np.frombuffer(compress(block), np.uint8)]
+
+
+def _write(descriptor: int, parts: list[Bytes], digest: hashlib._Hash) -> None:
+    for part in parts:
+        view = part.data
+        digest.update(view)
+        while view:
+            view = view[os.write(descriptor, view) :]

@@ -1,0 +1,210 @@
+"""Structures in memory as flat arrays, and batches cut from them.
+
+One index operation per field makes a batch; no Python runs per structure.
+Invariant: atom and edge rows of a structure are contiguous, structures in the window's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdcache.fields import Level
+from kdcache.graphs import Edges, GraphRule, neighbor_list
+from kdcache.structures import MAX_ATOMIC_NUMBER, Batch, FloatArray, IntArray, Structure
+
+Array = npt.NDArray[Any]
+
+
+def range_rows(starts: IntArray, counts: IntArray) -> IntArray:
+    """Row numbers of the ranges [start, start + count), one after the other.
+
+    Example:
+        >>> range_rows(np.array([5, 0]), np.array([2, 3])).tolist()
+        [5, 6, 0, 1, 2]
+    """
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    rows: IntArray = np.arange(total) + np.repeat(starts - (ends - counts), counts)
+    return rows
+
+
+@dataclass(slots=True)
+class Window:
+    """Consecutive structures with the fields a batch needs.
+
+    Attributes:
+        rows: [n] store or dataset rows of the structures, ascending.
+        n_atoms, n_edges: [n].
+        arrays: by name; atomic_numbers, positions, cell, pbc, edge_index [n_edges, 2] counted from
+            the structure's first atom, edge_shift [n_edges, 3]; energy, forces, weight and teacher
+            fields ("teacher/field") where wanted.
+        levels: level of every array.
+        dtype: floating dtype of the batches.
+    """
+
+    rows: IntArray
+    n_atoms: IntArray
+    n_edges: IntArray
+    arrays: dict[str, Array]
+    levels: dict[str, Level]
+    dtype: npt.DTypeLike = np.float32
+    _starts: dict[str, IntArray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # take() copies an array of another layout whole, for every batch.
+        self.arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
+        self._starts = {
+            "atom": np.cumsum(self.n_atoms) - self.n_atoms,
+            "edge": np.cumsum(self.n_edges) - self.n_edges,
+        }
+
+    def place(self, rows: IntArray) -> IntArray:
+        """Where store rows stand in this window."""
+        return np.searchsorted(self.rows, rows)
+
+    def gather(self, index: IntArray) -> dict[str, Array]:
+        """Every field of the structures at `index`, concatenated in that order."""
+        lookup = {
+            "structure": index,
+            "atom": range_rows(self._starts["atom"][index], self.n_atoms[index]),
+            "edge": range_rows(self._starts["edge"][index], self.n_edges[index]),
+        }
+        gathered: dict[str, Array] = {}
+        for name, array in self.arrays.items():
+            taken = np.take(array, lookup[self.levels[name]], axis=0)
+            if taken.dtype.kind == "f" or name == "edge_shift":
+                taken = taken.astype(self.dtype, copy=False)
+            gathered[name] = taken
+        gathered["n_atoms"] = self.n_atoms[index]
+        gathered["n_edges"] = self.n_edges[index]
+        gathered["rows"] = self.rows[index]
+        return gathered
+
+
+def make_batch(parts: Sequence[dict[str, Array]]) -> Batch:
+    """One batch from what `Window.gather` gave, possibly by several windows."""
+    if len(parts) == 1:
+        whole = parts[0]
+    else:
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    n_atoms = whole["n_atoms"]
+    n_structures = len(n_atoms)
+    first_atom = np.cumsum(n_atoms) - n_atoms
+    shift = np.repeat(first_atom, whole["n_edges"])
+    edge_index = whole["edge_index"].astype(np.int64).T + shift
+
+    def tensor(name: str) -> torch.Tensor | None:
+        return torch.from_numpy(whole[name]) if name in whole else None
+
+    teacher = {name: torch.from_numpy(array) for name, array in whole.items() if "/" in name}
+    return Batch(
+        atomic_numbers=torch.from_numpy(whole["atomic_numbers"].astype(np.int64)),
+        positions=torch.from_numpy(whole["positions"]),
+        cell=torch.from_numpy(whole["cell"]),
+        pbc=torch.from_numpy(whole["pbc"]),
+        structure_index=torch.from_numpy(np.repeat(np.arange(n_structures), n_atoms)),
+        n_structures=n_structures,
+        edge_index=torch.from_numpy(np.ascontiguousarray(edge_index)),
+        edge_shift=torch.from_numpy(whole["edge_shift"]),
+        energy=tensor("energy"),
+        forces=tensor("forces"),
+        weight=tensor("weight"),
+        teacher=teacher,
+        rows=whole["rows"],
+    )
+
+
+def window_of(
+    structures: Sequence[Structure],
+    rule: GraphRule,
+    *,
+    edges: Sequence[Edges] | None = None,
+    dtype: npt.DTypeLike = np.float32,
+) -> Window:
+    """Structures that are not in a store, with their neighbour lists and labels.
+
+    Args:
+        structures: any number, at least one.
+        rule: how their neighbours are found.
+        edges: lists found before, instead.
+        dtype: floating dtype of the batches.
+
+    Returns:
+        A window whose rows count from 0; missing labels are NaN.
+    """
+    found = edges or [neighbor_list(s.positions, s.cell, s.pbc, rule) for s in structures]
+    nan_forces = [
+        np.full((s.n_atoms, 3), np.nan) if s.forces is None else s.forces for s in structures
+    ]
+    energies = [np.nan if s.energy is None else s.energy for s in structures]
+    arrays: dict[str, Array] = {
+        "atomic_numbers": np.concatenate([s.atomic_numbers for s in structures]),
+        "positions": np.concatenate([s.positions for s in structures]),
+        "cell": np.stack([s.cell for s in structures]),
+        "pbc": np.stack([s.pbc for s in structures]),
+        "energy": np.array(energies, np.float64),
+        "forces": np.concatenate(nan_forces),
+        "weight": np.array([s.weight for s in structures]),
+        "edge_index": np.concatenate([e.edge_index.T for e in found]),
+        "edge_shift": np.concatenate([e.edge_shift for e in found]),
+    }
+    levels: dict[str, Level] = {
+        "atomic_numbers": "atom", "positions": "atom", "cell": "structure", "pbc": "structure",
+        "energy": "structure", "forces": "atom", "weight": "structure",
+        "edge_index": "edge", "edge_shift": "edge",
+    }  # fmt: skip
+    return Window(
+        rows=np.arange(len(structures)),
+        n_atoms=np.array([s.n_atoms for s in structures]),
+        n_edges=np.array([e.edge_index.shape[1] for e in found]),
+        arrays=arrays,
+        levels=levels,
+        dtype=dtype,
+    )
+
+
+def reference_table(references: Mapping[int, float]) -> FloatArray:
+    """[119] float64, eV: the reference energy by atomic number, 0 where there is none."""
+    table = np.zeros(MAX_ATOMIC_NUMBER + 1)
+    for number, energy in references.items():
+        table[number] = energy
+    return table
+
+
+def reference_totals(atomic_numbers: Array, n_atoms: IntArray, table: FloatArray) -> FloatArray:
+    """[n_structures] float64, eV: the sum of reference energies in each structure."""
+    owner = np.repeat(np.arange(len(n_atoms)), n_atoms)
+    totals = np.bincount(owner, table[atomic_numbers], minlength=len(n_atoms))
+    return totals.astype(np.float64, copy=False)
+
+
+def collate(
+    structures: Sequence[Structure], rule: GraphRule, dtype: npt.DTypeLike = np.float32
+) -> Batch:
+    """Structures as one batch, neighbour lists included."""
+    window = window_of(structures, rule, dtype=dtype)
+    return make_batch([window.gather(np.arange(len(structures)))])
+
+
+def atom_bounded(n_atoms: IntArray, max_atoms: int) -> list[slice]:
+    """Runs of structures with at most `max_atoms` atoms each; one too large stands alone.
+
+    Example:
+        >>> atom_bounded(np.array([3, 3, 9, 1]), 6)
+        [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
+    """
+    runs, first, atoms = [], 0, 0
+    for k, n in enumerate(n_atoms.tolist()):
+        if k > first and atoms + n > max_atoms:
+            runs.append(slice(first, k))
+            first, atoms = k, 0
+        atoms += n
+    if len(n_atoms):
+        runs.append(slice(first, len(n_atoms)))
+    return runs

@@ -1,0 +1,148 @@
+"""A student ready to be trained: its units, its initial weights, the terms bound to a store.
+
+Everything here is decided once, before the first step, by the configuration, the store and the
+selection. Invariant: the initial weights depend on the seed and the model alone, so a control and
+its students start equal.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from kdcache.config import StudentConfig, read_yaml
+from kdcache.distill.schedules import Clock
+from kdcache.distill.terms import Terms, build_terms
+from kdcache.errors import DataError
+from kdcache.models import build_model
+from kdcache.models.potential import Normalizer, Potential
+from kdcache.readers import ReadOptions, read_structures
+from kdcache.references import fit_references, isolated_references, parse_references
+from kdcache.selection import Selection, composition, elements_of
+from kdcache.store import Store
+from kdcache.stream.neighbors import block_rows
+from kdcache.stream.window import reference_table
+from kdcache.structures import IntArray, Structure
+
+log = logging.getLogger(__name__)
+
+
+def build_potential(store: Store, config: StudentConfig, selection: Selection) -> Potential:
+    """The student with initial weights, its energy unit and its reference energies.
+
+    Args:
+        store: the run's data.
+        config: model, scale and references.
+        selection: whose labels may be looked at.
+
+    Raises:
+        ConfigError: an unknown model or hyperparameter; a reference is missing.
+        DataError: references need labels and there are none.
+    """
+    settings = {"name": config.model.name, **config.model.hyperparameters}
+    model = build_model(settings, seed=config.training.seed)
+    references = find_references(store, config, selection)
+    elements = elements_of(store, np.concatenate([selection.train, selection.validation]))
+    _check_elements(store, elements, model.max_atomic_number, references)
+    # One unit for energy and force keeps a conservative model the gradient of its energy.
+    scale = config.scale if config.scale != "auto" else selection.force_rms or 1.0
+    log.info("references %s eV, scale %.4g", references, scale)
+    normalizer = Normalizer(energy_scale=scale, force_scale=scale)
+    return Potential(model, normalizer, references)
+
+
+def find_references(store: Store, config: StudentConfig, selection: Selection) -> dict[int, float]:
+    """Reference energies in eV by atomic number, as the configuration asks for them."""
+    settings = config.references
+    if settings.mode == "none":
+        return {}
+    if settings.mode == "given":
+        given = read_yaml(settings.file) if settings.file else settings.values
+        return parse_references(cast(Mapping[str | int, float], given))  # which checks the values
+    if settings.mode == "isolated":
+        elements = elements_of(store, np.concatenate([selection.train, selection.validation]))
+        return isolated_references(_single_atoms(store, settings.file), elements.tolist())
+    rows = selection.train_labelled
+    if not len(rows):
+        raise DataError(
+            f"{store.path} has no labelled training structures to fit reference energies to. "
+            f"Set references.mode to none, or give them (references.values)."
+        )
+    fit = fit_references(*composition(store, rows))
+    log.info(fit.note)
+    return fit.references
+
+
+def _single_atoms(store: Store, file: str | None) -> Iterator[Structure]:
+    """Isolated atoms: of a file of their own, or among the store's structures."""
+    if file is not None:
+        # An isolated atom needs no forces.
+        yield from read_structures(file, ReadOptions(unlabelled=True))
+        return
+    for row in np.flatnonzero(store.index.n_atoms == 1):
+        yield store.structure(int(row))
+
+
+def _check_elements(
+    store: Store, elements: IntArray, heaviest: int, references: Mapping[int, float]
+) -> None:
+    if elements.max() > heaviest:
+        raise DataError(
+            f"{store.path} holds {chemical_symbols[elements.max()]}, and the model has embeddings "
+            f"up to {chemical_symbols[heaviest]}. Choose another model, or leave the element out."
+        )
+    unknown = [chemical_symbols[n] for n in elements if n not in references]
+    if references and unknown:
+        known = ", ".join(chemical_symbols[n] for n in sorted(references))
+        raise DataError(
+            f"{store.path} holds {', '.join(unknown)}, and there are reference energies for "
+            f"{known} only: energies would be off by those atoms'. Give all of them "
+            f"(references.mode given), or see labels of structures that hold these elements."
+        )
+
+
+def build_store_terms(
+    store: Store, config: StudentConfig, potential: Potential, clock: Clock
+) -> Terms:
+    """The configured terms, bound to the student's fields and the store's teachers.
+
+    Raises:
+        ConfigError: a teacher or field that does not exist, or two that cannot be compared.
+    """
+    fields = {name: store.fields(f"teachers/{name}") for name in store.teachers}
+    return build_terms(
+        config.terms,
+        student_fields=potential.model.field_specs(),
+        teacher_fields=fields,
+        clock=clock,
+        seed=config.training.seed,
+        field_rms=_field_rms(store, config, potential.references),
+    )
+
+
+def _field_rms(
+    store: Store, config: StudentConfig, references: Mapping[int, float]
+) -> Mapping[str, float]:
+    """Root mean square of the fields that terms are normalised by, as the terms see them."""
+    # A store is in random order: its first blocks are a fair sample.
+    blocks = np.arange(min(4, store.plan.n_blocks))
+    found: dict[str, float] = {}
+    for term in config.terms:
+        teacher = term.teacher_name or next(iter(store.teachers), "")
+        known = teacher in store.teachers and term.teacher in store.fields(f"teachers/{teacher}")
+        if term.normalise == "rms" and known:  # what is unknown, build_terms refuses in its words
+            name = f"{teacher}/{term.teacher}"
+            values = store.read(f"teachers/{name}", blocks).astype(np.float64)
+            if store.spec(f"teachers/{name}").unit == "eV":
+                numbers = store.read("structures/atomic_numbers", blocks)
+                reference = reference_table(references)[numbers]
+                if store.spec(f"teachers/{name}").level == "structure":
+                    n_atoms = store.index.n_atoms[block_rows(store, blocks.tolist())]
+                    reference = np.add.reduceat(reference, np.cumsum(n_atoms) - n_atoms)
+                values -= reference
+            found[name] = float(np.sqrt((values**2).mean()))
+    return found

@@ -1,0 +1,388 @@
+"""Train a student (or, without terms, a teacher) from a store.
+
+One straight line: selection, references, model, terms, stream, steps. The terms are trained with
+the student and dropped from what is saved for use.
+Invariant: a run continued from any checkpoint takes the same steps as one never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdcache.checkpoint import (
+    MODEL_CARD,
+    State,
+    check_identity,
+    load_optimizer_state,
+    load_state,
+    optimizer_state,
+    save_potential,
+    save_state,
+)
+from kdcache.config import StudentConfig, dump_config
+from kdcache.distill.losses import GroundTruthLoss
+from kdcache.distill.schedules import Clock, weight_at
+from kdcache.errors import ConfigError, TrainingError
+from kdcache.evaluate import Metrics, predict_batches
+from kdcache.logbook import Logbook
+from kdcache.optim import ExponentialAverage, LearningRate, build_optimizer
+from kdcache.progress import Progress, silent
+from kdcache.selection import select
+from kdcache.store import Store, open_store
+from kdcache.stream.loader import Loader, WindowReader, sequential
+from kdcache.stream.neighbors import neighbors_for
+from kdcache.stream.sampler import BlockShuffle
+from kdcache.structures import Batch
+from kdcache.student import build_potential, build_store_terms
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a finished run leaves to report.
+
+    Attributes:
+        run: its directory, ready for `load_potential`.
+        steps: taken in all.
+        seconds: spent stepping, over all parts of the run.
+        structures_per_second: trained on, waiting and validation left out.
+        validation: errors of the kept model, None without validation structures.
+    """
+
+    run: Path
+    steps: int
+    seconds: float
+    structures_per_second: float
+    validation: Metrics | None
+
+
+def train_student(
+    store_path: str | Path,
+    run: str | Path,
+    config: StudentConfig,
+    *,
+    graph_cache: Path | None = None,
+    stop_after: int | None = None,
+    progress: Progress = silent,
+) -> TrainingResult | None:
+    """Train one model from a store, or go on with a run that was stopped.
+
+    Args:
+        store_path: a finished store.
+        run: directory of the run; made if missing, gone on with if it holds a checkpoint of the
+            same configuration on the same data.
+        config: everything that decides the result; without terms this trains on labels alone.
+        graph_cache: directory for neighbour lists the store does not keep; default run/graph.
+        stop_after: leave after this step with a checkpoint, as a stop by hand would.
+        progress: shows steps, rate and loss.
+
+    Returns:
+        The result, or None when stopped before the last step.
+
+    Raises:
+        TrainingError: nothing to train on, a finished run, another configuration, a loss that is
+            not finite.
+        ConfigError: a term names a field or a teacher the store does not have.
+    """
+    run = Path(run)
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    store = open_store(store_path)
+    state = load_state(run)
+    # Refused before neighbours are searched or anything is written.
+    if state is not None:
+        check_identity(run, state, _identity(config, store))
+        if state.step >= config.training.max_steps:
+            raise TrainingError(
+                f"{run} is finished: {state.step} of {config.training.max_steps} steps. Name "
+                f"another directory, or evaluate it."
+            )
+    elif (run / MODEL_CARD).exists():
+        raise TrainingError(
+            f"{run} holds a trained model but no checkpoint to go on from; training would "
+            f"overwrite it. Name another directory."
+        )
+    trainer = Trainer(store, run, config, graph_cache or run / "graph", progress)
+    run.mkdir(parents=True, exist_ok=True)
+    if state is not None:
+        trainer.restore(state)
+    else:
+        # A run killed before its first checkpoint is gone on with, too.
+        save_state(run, trainer.state())
+    (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    return trainer.run_steps(stop_after)
+
+
+def _identity(config: StudentConfig, store: Store) -> dict[str, str]:
+    """What must be the same for a run to be continued."""
+    return {"configuration": dump_config(config), "store": store.manifest.root_digest}
+
+
+class Trainer:
+    """A run in memory: everything between a store and the next step."""
+
+    def __init__(
+        self,
+        store: Store,
+        run: Path,
+        config: StudentConfig,
+        graph_cache: Path,
+        progress: Progress,
+    ) -> None:
+        self.store = store
+        self.run = run
+        self.config = config
+        self.progress = progress
+        training = config.training
+        self.device = _device(training.device)
+        self.dtype = torch.float64 if training.precision == "float64" else torch.float32
+        self.selection = select(store, config.data)
+        self.samplers = self._samplers()
+        clock = Clock(training.max_steps, max(sampler.steps_per_epoch for sampler in self.samplers))
+        self.potential = build_potential(store, config, self.selection)
+        self.potential.to(self.device, self.dtype)
+        self.terms = build_store_terms(store, config, self.potential, clock)
+        self.terms.to(self.device, self.dtype)
+        self.truth = GroundTruthLoss(config.loss, clock)
+        self.parameters = [*self.potential.parameters(), *self.terms.parameters()]
+        self.optimizer = build_optimizer([self.potential, self.terms], config.optimizer)
+        self.rate = LearningRate(config.schedule, config.optimizer.lr, clock)
+        self.average = ExponentialAverage(self.potential.model, config.ema)
+        self.neighbors = neighbors_for(
+            store, self.potential.graph_rule, graph_cache, progress=progress
+        )
+        self.compiled = torch.compile(self.potential, dynamic=True) if training.compile else None
+        self.clock = clock
+        self.step = 0
+        self.seconds = 0.0
+        self.best = float("inf")
+        self._validation: list[Batch] | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._summed: dict[str, int] = {}
+
+    def run_steps(self, stop_after: int | None) -> TrainingResult | None:
+        """All steps that are left, or those up to `stop_after`."""
+        settings = self.config.training
+        last = settings.max_steps if stop_after is None else min(stop_after, settings.max_steps)
+        with (
+            Logbook(self.run, step=self.step, tensorboard=settings.tensorboard) as logbook,
+            Loader(self._reader(), self.samplers, start_step=self.step) as loader,
+            self.progress(f"train {self.run.name}", settings.max_steps, "steps") as advance,
+        ):
+            advance(self.step)
+            started = time.perf_counter()
+            batches = iter(loader)
+            while self.step < last:
+                self._take_step(next(batches))
+                note = ""
+                if self.step % settings.eval_every == 0 or self.step == settings.max_steps:
+                    self.seconds += time.perf_counter() - started
+                    note = self._evaluate(logbook)
+                    started = time.perf_counter()
+                advance(1, note=note)
+                if self.step % settings.checkpoint_every == 0 or self.step == last:
+                    self.seconds += time.perf_counter() - started
+                    self._check_finite()
+                    save_state(self.run, self.state())
+                    started = time.perf_counter()
+        if self.step < settings.max_steps:
+            return None
+        return self._finish()
+
+    def _take_step(self, batch: Batch) -> None:
+        self.rate.apply(self.optimizer, self.step)
+        batch = batch.to(self.device, self.dtype)
+        model = self.compiled or self.potential
+        with torch.autocast(
+            self.device.type,
+            torch.bfloat16,
+            enabled=self.config.training.precision == "bf16",
+        ):
+            output = model(batch)
+        loss = self.truth(output, batch, self.step) + self.terms(output, batch, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.optimizer.step()
+        self.average.update()
+        self.step += 1
+        for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
+            # Counted one by one: a term whose weight is 0 at a step has no value there.
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._summed[name] = self._summed.get(name, 0) + 1
+
+    def _evaluate(self, logbook: Logbook) -> str:
+        """Log a row, keep the model if it is the best so far; the note for the bar."""
+        row: dict[str, float] = {
+            "step": self.step,
+            "epoch": self.step / (self.clock.steps_per_epoch or 1),
+            "lr": self.rate.at(self.step - 1),
+            "seconds": self.seconds,
+        }
+        self._check_finite()
+        means = {name: float(value) / self._summed[name] for name, value in self._sums.items()}
+        self._sums, self._summed = {}, {}
+        row |= {f"train_{name}": value for name, value in means.items()}
+        row |= {f"lambda_{k}": v for k, v in self.terms.weights(self.step - 1).items()}
+        note = f"loss {means['loss']:.4g}"
+        metrics = self.validate()
+        score = 0.0
+        if metrics is not None:
+            row |= {f"val_{name}": value for name, value in metrics.as_dict().items()}
+            score = self._score(metrics)
+            self.rate.observe(score)
+            note = f"E {metrics.energy_mae_mev:.1f} meV  F {metrics.force_mae_mev_per_a:.1f} meV/Å"
+        if metrics is None or score < self.best:
+            self.best = score
+            with self.average.swapped():
+                save_potential(self.run, self.potential, self._notes(metrics))
+        logbook.add(row)
+        log.info("%s step %d: %s", self.run.name, self.step, note)
+        return note
+
+    def _check_finite(self) -> None:
+        """Looked at only now and then: asking at every step would wait for the device."""
+        for name, value in self._sums.items():
+            if not torch.isfinite(value):
+                raise TrainingError(
+                    f"{name} became {float(value)} before step {self.step}, and the run cannot "
+                    f"recover. Start anew with a lower optimizer.lr (it is "
+                    f"{self.config.optimizer.lr:g}) or clip_norm (it is {self.config.clip_norm})."
+                )
+
+    def validate(self) -> Metrics | None:
+        """Errors of the averaged weights on the validation structures."""
+        if not len(self.selection.validation):
+            return None
+        if self._validation is None:
+            reader = replace(self._reader(), teacher_fields=(), labelled=None)
+            rows = self.selection.validation
+            self._validation = [
+                batch.to(self.device, self.dtype) for batch in sequential(reader, rows, 4096)
+            ]
+        self.potential.eval()
+        with self.average.swapped():
+            metrics = predict_batches(self.potential, self._validation).metrics()
+        self.potential.train()
+        return metrics
+
+    def _score(self, metrics: Metrics) -> float:
+        """What "best" means: validation MAEs in the proportion the loss ends with."""
+        end = self.config.training.max_steps
+        loss = self.config.loss
+        energy = weight_at(loss.energy_weight, end, self.clock)
+        forces = weight_at(loss.forces_weight, end, self.clock)
+        if not (energy or forces):
+            # Taught by a teacher alone: a score of 0 throughout would keep the first model.
+            energy = forces = 1.0
+        per_atom = metrics.energy_mae_mev_per_atom if loss.energy_per_atom else None
+        energy_error = metrics.energy_mae_mev if per_atom is None else per_atom
+        return energy * energy_error + forces * metrics.force_mae_mev_per_a
+
+    def state(self) -> State:
+        """Everything the next steps depend on."""
+        optimizer, groups = optimizer_state(self.optimizer)
+        return State(
+            step=self.step,
+            tensors={
+                "model": self.potential.model.state_dict(),
+                "terms": self.terms.state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": optimizer,
+                "sums": dict(self._sums),
+            },
+            values={
+                "optimizer": groups,
+                "rate": self.rate.state_dict(),
+                "summed": self._summed,
+                "seconds": self.seconds,
+                "best": self.best if np.isfinite(self.best) else None,
+                "identity": _identity(self.config, self.store),
+            },
+        )
+
+    def restore(self, state: State) -> None:
+        """Go back to a state that `state` gave, in this or another process."""
+        self.potential.model.load_state_dict(state.tensors["model"])
+        self.terms.load_state_dict(state.tensors["terms"])
+        self.average.load_state_dict(state.tensors["average"])
+        load_optimizer_state(self.optimizer, state.tensors["optimizer"], state.values["optimizer"])
+        self.rate.load_state_dict(state.values["rate"])
+        self._sums = {k: v.to(self.device) for k, v in state.tensors.get("sums", {}).items()}
+        self._summed = state.values["summed"]
+        self.seconds = state.values["seconds"]
+        best = state.values["best"]
+        self.best = float("inf") if best is None else best
+        self.step = state.step
+
+    def _reader(self) -> WindowReader:
+        return WindowReader(
+            self.store,
+            self.neighbors,
+            teacher_fields=self.terms.required_fields,
+            references=self.potential.references,
+            labelled=self.selection.labelled,
+            dtype=np.float64 if self.dtype == torch.float64 else np.float32,
+        )
+
+    def _samplers(self) -> list[BlockShuffle]:
+        """One over all structures, or one each for labelled and unlabelled ones."""
+        data, training = self.config.data, self.config.training
+        chosen = self.selection
+        has_terms = any(not term.weight.is_zero for term in self.config.terms)
+        if not has_terms:
+            # Without a teacher an unlabelled structure teaches nothing: it would only fill batches.
+            parts = [(chosen.train_labelled, training.batch_size)]
+        elif data.labelled_share is None or not len(chosen.train_unlabelled):
+            parts = [(chosen.train, training.batch_size)]
+        else:
+            labelled = round(data.labelled_share * training.batch_size)
+            parts = [
+                (chosen.train_labelled, labelled),
+                (chosen.train_unlabelled, training.batch_size - labelled),
+            ]
+        return [
+            BlockShuffle(self.store.index.block, rows, batch_size=size, seed=training.seed + k)
+            for k, (rows, size) in enumerate(parts)
+            if size
+        ]
+
+    def _notes(self, metrics: Metrics | None) -> dict[str, Any]:
+        dataset = self.store.manifest.dataset.digest
+        notes = {"step": self.step, "dataset": dataset, "training_seconds": self.seconds}
+        return notes if metrics is None else {**notes, "validation": metrics.as_dict()}
+
+    def _finish(self) -> TrainingResult:
+        notes = json.loads((self.run / MODEL_CARD).read_text())["notes"]
+        metrics = Metrics(**notes["validation"]) if "validation" in notes else None
+        structures = self.step * sum(sampler.batch_size for sampler in self.samplers)
+        return TrainingResult(
+            run=self.run,
+            steps=self.step,
+            seconds=self.seconds,
+            structures_per_second=structures / max(self.seconds, 1e-9),
+            validation=metrics,
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"training.device {name} is no device; say auto, cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"training.device is {name}, but torch sees no GPU. Say auto or cpu.")
+    return device

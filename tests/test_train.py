@@ -1,0 +1,449 @@
+"""Training runs: what is learnt from, what a stop costs (nothing), what is refused."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdcache.checkpoint import load_potential, load_state
+from kdcache.config import StudentConfig
+from kdcache.errors import ConfigError, DataError, KdcacheError, TrainingError
+from kdcache.evaluate import predict_structures
+from kdcache.graphs import GraphRule
+from kdcache.progress import Advance, silent
+from kdcache.selection import select
+from kdcache.store import Store, open_store
+from kdcache.train import Trainer, train_student
+from tests.chain import PAINN, SCHNET, dump, loss_curve, make_store, make_teacher, student
+from tests.chain import structures as small_structures
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Forty labelled structures and a teacher."""
+    directory = tmp_path_factory.mktemp("store")
+    made = make_store(directory)
+    dump(made, make_teacher(directory), codec="half")
+    return open_store(made.path)
+
+
+def weights(run: Path) -> Weights:
+    """Of the newest checkpoint: the student, its average, its projections and the optimizer."""
+    state = load_state(run)
+    assert state is not None
+    return {f"{part}/{k}": v for part, held in state.tensors.items() for k, v in held.items()}
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """To the last bit, times left out."""
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    kept, other_kept = (load_potential(run).state_dict() for run in (one, other))
+    assert all(torch.equal(kept[name], other_kept[name]) for name in kept)
+    rows, other_rows = (list(csv.DictReader((run / "metrics.csv").open())) for run in (one, other))
+    for row in (*rows, *other_rows):
+        del row["seconds"]
+    assert rows == other_rows
+
+
+RESUMED: dict[str, tuple[Mapping[str, object], str, tuple[str, ...]]] = {
+    "painn": (PAINN, "n2n+v2v", ()),
+    "schnet": (SCHNET, "n2n", ()),
+    "average": (PAINN, "vanilla1+vanilla2", ("ema=0.99", "training.eval_every=3")),
+    "plateau": (
+        PAINN,
+        "n2n",
+        ("schedule={name: plateau, patience: 0, factor: 0.5, threshold: 0.5}",),
+    ),
+    "few labels": (PAINN, "v2v", ("data.labels=0.3", "data.labelled_share=0.4")),
+    "annealed": (PAINN, "annealed", ("optimizer.weight_decay=0.01", "schedule.name=cosine")),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_stopped_run_ends_as_one_never_stopped(case: str, store: Store, tmp_path: Path) -> None:
+    model, strategy, settings = RESUMED[case]
+    config = student(*settings, strategy=strategy, model=model)
+    whole = train_student(store.path, tmp_path / "whole", config)
+    assert whole is not None
+    for stop in (1, 5, 8):
+        assert train_student(store.path, tmp_path / "parts", config, stop_after=stop) is None
+    parts = train_student(store.path, tmp_path / "parts", config)
+    assert parts is not None
+    assert parts.steps == whole.steps == 12
+    assert parts.validation == whole.validation
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+class Killed(BaseException):
+    """What no handler of ours catches."""
+
+
+class KillAfter:
+    """A progress bar that kills the run after so many steps, between two checkpoints."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __call__(self, label: str, total: int | None, unit: str) -> KillAfter:
+        return self if unit == "steps" else silent(label, total, unit)  # type: ignore[return-value]
+
+    def __enter__(self) -> Advance:
+        return self.advance
+
+    def __exit__(self, *raised: object) -> None: ...
+
+    def advance(self, n: int = 1, /, note: str = "") -> None:
+        self.steps -= n
+        if self.steps < 0:
+            raise Killed
+
+
+@pytest.mark.parametrize("after", [0, 3, 4, 10])
+def test_a_run_killed_between_checkpoints_ends_as_one_never_stopped(
+    after: int, store: Store, tmp_path: Path
+) -> None:
+    config = student("training.checkpoint_every=4", strategy="n2n")
+    train_student(store.path, tmp_path / "whole", config)
+    with pytest.raises(Killed):
+        train_student(store.path, tmp_path / "killed", config, progress=KillAfter(after))
+    train_student(store.path, tmp_path / "killed", config)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
+    assert [row for row in loss_curve(tmp_path / "killed", "step")] == [
+        str(k) for k in range(1, 13)
+    ]
+
+
+def trainer(store: Store, run: Path, config: StudentConfig) -> Trainer:
+    return Trainer(store, run, config, run / "graph", silent)
+
+
+def test_control_and_student_start_equal_and_see_the_same_batches(
+    store: Store, tmp_path: Path
+) -> None:
+    control = trainer(store, tmp_path, student())
+    taught = trainer(store, tmp_path, student(strategy="n2n+v2v+vanilla1+vanilla2"))
+    ours, theirs = control.potential.state_dict(), taught.potential.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert control.potential.references == taught.potential.references
+    assert control.potential.normalizer == taught.potential.normalizer
+    (one,), (other,) = control.samplers, taught.samplers
+    for step in range(30):
+        assert one.batch_rows(step).tolist() == other.batch_rows(step).tolist()
+
+
+@pytest.mark.parametrize("share", ["null", "0.4"])
+def test_hidden_labels_reach_nothing(share: str, tmp_path: Path) -> None:
+    config = student("data.labels=0.2", f"data.labelled_share={share}", strategy="n2n+vanilla2")
+    honest = make_store(tmp_path)
+    teacher = make_teacher(tmp_path)
+    chosen = select(honest, config.data)
+    hidden = set(honest.index.structure_id[chosen.train_unlabelled])
+    assert len(chosen.train_labelled) == round(0.2 * len(chosen.train))
+    poisoned = [
+        replace(s, energy=1e9, forces=s.forces + 1e9)  # type: ignore[operator]
+        if s.structure_id in hidden
+        else s
+        for s in small_structures(40)
+    ]
+    other = make_store(tmp_path, found=poisoned, name="poisoned.zarr")
+    assert other.read("structures/energy").max() == 1e9
+    for made, run in ((honest, "honest"), (other, "poisoned")):
+        dump(made, teacher)
+        train_student(made.path, tmp_path / run, config)
+    assert_equal_runs(tmp_path / "honest", tmp_path / "poisoned")
+
+
+def test_unlabelled_structures_are_taught_by_the_teacher(tmp_path: Path) -> None:
+    unlabelled = [s for s in range(40) if s % 7 != 6 and s % 3]
+    store = make_store(tmp_path, unlabelled=unlabelled)
+    dump(store, make_teacher(tmp_path))
+    ids = {f"s{s}" for s in unlabelled}
+    seen: dict[str, set[str]] = {}
+    for strategy in ("control", "n2n"):
+        config = student("training.max_steps=20", strategy=strategy)
+        assert train_student(store.path, tmp_path / strategy, config) is not None
+        made = trainer(open_store(store.path), tmp_path / strategy, config)
+        rows = {int(r) for step in range(20) for r in made.samplers[0].batch_rows(step)}
+        seen[strategy] = {str(store.index.structure_id[row]) for row in rows}
+        assert all(torch.isfinite(w).all() for w in weights(tmp_path / strategy).values())
+    assert not seen["control"] & ids
+    assert seen["n2n"] >= ids
+
+
+def test_a_batch_without_any_label_moves_the_student(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    dump(store, make_teacher(tmp_path))
+    config = student("data.labels=0.03", "training.batch_size=2", strategy="n2n")
+    assert train_student(store.path, tmp_path / "run", config) is not None
+    curve = [float(value) for value in loss_curve(tmp_path / "run")]
+    forces = [float(value) for value in loss_curve(tmp_path / "run", "train_forces")]
+    assert 0.0 in forces
+    assert min(curve) > 0.0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float64"])
+@pytest.mark.parametrize("model", [PAINN, SCHNET], ids=["painn", "schnet"])
+def test_other_precisions_follow_float32(
+    precision: str, model: Mapping[str, object], store: Store, tmp_path: Path
+) -> None:
+    for name in ("float32", precision):
+        config = student(f"training.precision={name}", strategy="n2n", model=model)
+        train_student(store.path, tmp_path / name, config)
+    one, other = (loss_curve(tmp_path / name) for name in ("float32", precision))
+    tolerance = 0.05 if precision == "bf16" else 1e-4
+    assert [float(v) for v in one] == pytest.approx([float(v) for v in other], rel=tolerance)
+    assert one != other
+    kept = next(load_potential(tmp_path / precision).parameters()).dtype
+    assert kept == (torch.float64 if precision == "float64" else torch.float32)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("default")  # torch's compiler warns about itself
+def test_a_compiled_run_follows_an_eager_one(store: Store, tmp_path: Path) -> None:
+    for name in ("true", "false"):
+        config = student(f"training.compile={name}", "training.max_steps=4", strategy="n2n")
+        train_student(store.path, tmp_path / name, config)
+    one, other = ([float(v) for v in loss_curve(tmp_path / name)] for name in ("true", "false"))
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_a_finished_run_is_refused(store: Store, tmp_path: Path) -> None:
+    train_student(store.path, tmp_path / "run", student())
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    with pytest.raises(TrainingError, match="finished: 12 of 12 steps"):
+        train_student(store.path, tmp_path / "run", student())
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("optimizer.lr=0.5", "optimizer.lr = 0.001, now it is 0.5"),
+        ("loss.forces_weight=7", "loss.forces_weight.points.0.1 = 100.0, now it is 7.0"),
+        ("terms.n2n.loss=mae", "terms.0.loss = mse, now it is mae"),
+        ("model.num_layers=1", "model.num_layers = 2, now it is 1"),
+        ("data.labels=0.5", "data.labels = 1.0, now it is 0.5"),
+        ("terms=[]", "terms.0.name = n2n, now it is None"),
+    ],
+)
+def test_another_configuration_is_refused_by_its_setting(
+    setting: str, named: str, store: Store, tmp_path: Path
+) -> None:
+    train_student(store.path, tmp_path / "run", student(strategy="n2n"), stop_after=2)
+    with pytest.raises(TrainingError) as refused:
+        train_student(store.path, tmp_path / "run", student(setting, strategy="n2n"))
+    assert f"started with {named}" in str(refused.value)
+
+
+def test_another_store_is_refused(store: Store, tmp_path: Path) -> None:
+    train_student(store.path, tmp_path / "run", student(), stop_after=2)
+    other = make_store(tmp_path, 24)
+    with pytest.raises(TrainingError, match="was started on store"):
+        train_student(other.path, tmp_path / "run", student())
+
+
+def test_a_model_without_checkpoint_is_not_overwritten(store: Store, tmp_path: Path) -> None:
+    train_student(store.path, tmp_path / "run", student())
+    shutil.rmtree(tmp_path / "run" / "state")
+    with pytest.raises(TrainingError, match="would overwrite"):
+        train_student(store.path, tmp_path / "run", student())
+
+
+@pytest.mark.parametrize("rhythm", ["training.eval_every=1", "training.checkpoint_every=1"])
+def test_a_loss_that_is_not_finite_stops_the_run(rhythm: str, store: Store, tmp_path: Path) -> None:
+    config = student("optimizer.lr=1e20", "training.eval_every=100", rhythm, "clip_norm=null")
+    with pytest.raises(TrainingError, match="became nan.*lower optimizer.lr"):
+        train_student(store.path, tmp_path / "run", config)
+    state = load_state(tmp_path / "run")
+    assert state is not None
+    assert all(torch.isfinite(v).all() for v in state.tensors["sums"].values())
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        ("{name: a, student: node, teacher: nodes}", "has no field nodes"),
+        ("{name: a, student: nodes, teacher: node}", "student has no nodes"),
+        ("{name: a, student: node, teacher: node, teacher_name: t}", "no teacher t"),
+        ("{name: a, student: node, teacher: node, teacher_name: t, normalise: rms}", "no teacher"),
+        ("{name: a, student: node, teacher: vector}", "symmetry"),
+    ],
+)
+def test_terms_that_do_not_fit_the_store_are_refused(
+    term: str, message: str, store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train_student(store.path, tmp_path / "run", student(f"terms=[{term}]"))
+    assert not (tmp_path / "run" / "state").exists()
+
+
+def test_a_store_without_teacher_is_refused_with_terms(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="store has no teacher"):
+        train_student(make_store(tmp_path).path, tmp_path / "run", student(strategy="n2n"))
+
+
+def test_energies_are_normalised_by_what_references_leave(store: Store, tmp_path: Path) -> None:
+    term = "{name: e, student: energy, teacher: energy, normalise: rms}"
+    config = student(f"terms=[{term}, {{name: n, student: node, teacher: node, normalise: rms, "
+                     "student_projection: linear}]")  # fmt: skip
+    made = trainer(store, tmp_path, config)
+    references = made.potential.references
+    numbers = store.read("structures/atomic_numbers").tolist()
+    left = store.read("teachers/teacher/energy").copy()
+    atom = 0
+    for row, n_atoms in enumerate(store.index.n_atoms[: len(left)]):
+        left[row] -= sum(references[n] for n in numbers[atom : atom + n_atoms])
+        atom += n_atoms
+    blocks = store.index.block < 4
+    rms = {term.settings.name: float(term.rms) for term in made.terms.terms}  # type: ignore
+    assert rms["e"] == pytest.approx(float((left[blocks] ** 2).mean() ** 0.5), rel=1e-6)
+    node = store.read("teachers/teacher/node", [0, 1, 2, 3]).astype(float)
+    assert rms["n"] == pytest.approx(float((node**2).mean() ** 0.5), rel=1e-6)
+
+
+def test_tensorboard_holds_the_loss_curve(store: Store, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = student("training.tensorboard=true")
+    train_student(store.path, tmp_path / "run", config)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    found = [event.value for event in events.Scalars("train_loss")]
+    curve = [float(value) for value in loss_curve(tmp_path / "run")]
+    assert found == pytest.approx(curve, rel=1e-6)
+
+
+@pytest.mark.parametrize("model", [PAINN, SCHNET], ids=["painn", "schnet"])
+def test_the_loss_goes_down_and_the_kept_model_is_the_best(
+    model: Mapping[str, object], store: Store, tmp_path: Path
+) -> None:
+    config = student(
+        "training.max_steps=80", "training.eval_every=10", "optimizer.lr=1e-2", model=model
+    )
+    result = train_student(store.path, tmp_path / "run", config)
+    curve = [float(value) for value in loss_curve(tmp_path / "run")]
+    assert curve[-1] < 0.5 * curve[0]
+    assert result is not None
+    assert result.validation is not None
+    kept = [s for s in store.structures() if s.split == "val"]
+    found = predict_structures(load_potential(tmp_path / "run"), kept).metrics().as_dict()
+    assert found == pytest.approx(result.validation.as_dict(), rel=1e-4)
+    energy = map(float, loss_curve(tmp_path / "run", "val_energy_mae_mev"))
+    forces = map(float, loss_curve(tmp_path / "run", "val_force_mae_mev_per_a"))
+    scores = [e + 100 * f for e, f in zip(energy, forces, strict=True)]
+    best = result.validation.energy_mae_mev + 100 * result.validation.force_mae_mev_per_a
+    assert best == pytest.approx(min(scores), rel=1e-6)
+
+
+def test_a_run_without_ground_truth_keeps_its_best_model(store: Store, tmp_path: Path) -> None:
+    config = student(
+        "loss.energy_weight=0",
+        "loss.forces_weight=0",
+        "training.max_steps=30",
+        "training.eval_every=10",
+        "optimizer.lr=1e-2",
+        strategy="vanilla2",
+    )
+    result = train_student(store.path, tmp_path / "run", config)
+    energy = map(float, loss_curve(tmp_path / "run", "val_energy_mae_mev"))
+    forces = map(float, loss_curve(tmp_path / "run", "val_force_mae_mev_per_a"))
+    scores = [e + f for e, f in zip(energy, forces, strict=True)]
+    assert scores[0] != min(scores)
+    assert result is not None
+    assert result.validation is not None
+    found = result.validation.energy_mae_mev + result.validation.force_mae_mev_per_a
+    assert found == pytest.approx(min(scores), rel=1e-6)
+
+
+def test_graph_of_the_store_is_the_students_or_is_cut_to_it(tmp_path: Path) -> None:
+    curves = []
+    for name, rule in (("none", None), ("same", GraphRule(3.0)), ("wider", GraphRule(4.5))):
+        store = make_store(tmp_path, graph=rule, name=f"{name}.zarr")
+        # Edges take room, so blocks differ: a window of all blocks gives one order to all three.
+        train_student(store.path, tmp_path / name, student("training.max_steps=3"))
+        assert (tmp_path / name / "graph").exists() == (rule is None)
+        curves.append(loss_curve(tmp_path / name)[0])
+    assert curves[0] == curves[1] == curves[2]
+
+
+def test_structures_above_max_force_are_left_out(store: Store) -> None:
+    forces = store.read("structures/forces")
+    ends = store.index.n_atoms.cumsum()
+    largest = torch.tensor(
+        [abs(forces[end - n : end]).max() for n, end in zip(store.index.n_atoms, ends, strict=True)]
+    )
+    limit = float(largest.median())
+    chosen = select(store, student(f"data.max_force={limit}").data)
+    for rows in (chosen.train, chosen.validation):
+        assert len(rows)
+        assert (largest[torch.from_numpy(rows)] <= limit).all()
+    assert len(chosen.train) < len(select(store, student().data).train)
+    with pytest.raises(TrainingError, match="no structures to train on"):
+        select(store, student("data.max_force=1e-30").data.model_copy(update={"max_force": -1.0}))
+
+
+def test_references_come_from_where_the_configuration_says(store: Store, tmp_path: Path) -> None:
+    single = tmp_path / "atoms.extxyz"
+    single.write_text(
+        "".join(
+            f'1\nProperties=species:S:1:pos:R:3 energy={energy} pbc="F F F"\n{symbol} 0 0 0\n'
+            for symbol, energy in (("H", -1.5), ("C", -2.5), ("O", -3.5))
+        )
+    )
+    (tmp_path / "given.yaml").write_text("H: -1.25\nC: -2\nO: -3\n")
+    expected = {
+        "{mode: none}": {},
+        "{mode: given, values: {H: -1, C: -2, O: -3}}": {1: -1.0, 6: -2.0, 8: -3.0},
+        f"{{mode: given, file: {tmp_path / 'given.yaml'}}}": {1: -1.25, 6: -2.0, 8: -3.0},
+        f"{{mode: isolated, file: {single}}}": {1: -1.5, 6: -2.5, 8: -3.5},
+    }
+    for text, references in expected.items():
+        made = trainer(store, tmp_path, student(f"references={text}"))
+        assert made.potential.references == references
+        train_student(store.path, tmp_path / str(len(text)), student(f"references={text}"))
+    fitted = trainer(store, tmp_path, student()).potential.references
+    assert fitted.keys() == {1, 6, 8}
+    assert fitted[8] == pytest.approx(-2041.75, abs=5.0)
+
+
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [
+        ("{mode: given, values: {H: -1, C: -2}}", "holds O, and there are reference energies for"),
+        ("{mode: isolated, file: FILE}", "no isolated atom of C, O"),
+        ("{mode: given, file: BAD}", "not an energy in eV"),
+    ],
+)
+def test_an_element_without_reference_is_refused(
+    references: str, message: str, store: Store, tmp_path: Path
+) -> None:
+    single, bad = tmp_path / "atoms.extxyz", tmp_path / "bad.yaml"
+    single.write_text('1\nProperties=species:S:1:pos:R:3 energy=-1.5 pbc="F F F"\nH 0 0 0\n')
+    bad.write_text("H: much\n")
+    text = references.replace("FILE", str(single)).replace("BAD", str(bad))
+    with pytest.raises(KdcacheError, match=message):
+        train_student(store.path, tmp_path / "run", student(f"references={text}"))
+
+
+def test_isolated_atoms_of_the_published_data_are_read(shared: Path, store: Store) -> None:
+    file = shared / "data" / "3bpa" / "iso_atoms.extxyz"
+    config = student(f"references={{mode: isolated, file: {file}}}")
+    found = trainer(store, file, config).potential.references
+    assert found[6] == pytest.approx(-1029.4889999855063)
+    assert found[1] == pytest.approx(-13.587222780835477)
+
+
+def test_an_element_the_model_cannot_embed_is_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds O, and the model has embeddings up to C"):
+        train_student(store.path, tmp_path / "run", student("model.num_elements=6"))
