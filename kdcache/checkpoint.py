@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kdcache.errors import TrainingError
+from kdcache.errors import ConfigError, TrainingError
 from kdcache.models import build_model
 from kdcache.models.potential import Normalizer, Potential
 
@@ -87,10 +87,7 @@ def load_potential(path: str | Path, *, device: str = "cpu") -> Potential:
         directory = directory.parent
     card_path, weights_path = directory / MODEL_CARD, directory / MODEL_WEIGHTS
     if not card_path.is_file() or not weights_path.is_file():
-        raise TrainingError(
-            f"{path} holds no trained model ({MODEL_CARD} and {MODEL_WEIGHTS} are missing). "
-            f"Name the directory that train-student wrote with -o."
-        )
+        raise TrainingError(_why_no_model(directory))
     try:
         card = json.loads(card_path.read_text())
         if card["format"] != FORMAT:
@@ -104,7 +101,7 @@ def load_potential(path: str | Path, *, device: str = "cpu") -> Potential:
             {int(k): float(v) for k, v in card["references"].items()},
         ).to(DTYPES[card["dtype"]])
         expected = str(card["digest"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:100]
         raise TrainingError(
             f"{card_path} describes no model ({type(error).__name__}: {reason}). It was edited or "
@@ -125,6 +122,20 @@ def load_potential(path: str | Path, *, device: str = "cpu") -> Potential:
             f"The weights were changed or damaged after training: get the files again."
         )
     return potential.to(device).eval()
+
+
+def _why_no_model(directory: Path) -> str:
+    if not directory.exists():
+        return f"{directory} does not exist. Name the directory that train-student wrote with -o."
+    if state_directories(directory):
+        return (
+            f"{directory} is a run without a model yet: one is kept at each evaluation. Go on with "
+            f"its training first."
+        )
+    return (
+        f"{directory} holds no trained model ({MODEL_CARD} and {MODEL_WEIGHTS} are missing). Name "
+        f"the directory that train-student wrote with -o."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +168,18 @@ def save_state(run: Path, state: State, *, keep: int = 2) -> None:
     os.replace(partial, target)
     for old in state_directories(run)[:-keep]:
         shutil.rmtree(old)
+
+
+def check_run_directory(run: Path) -> None:
+    """Refuse a path that a run must not be written to.
+
+    Raises:
+        TrainingError: a file, or a store: a run in it would be taken for a part of it.
+    """
+    if run.exists() and not run.is_dir():
+        raise TrainingError(f"{run} is a file, and a run is a directory. Name another path.")
+    if any((run / name).exists() for name in ("manifest.json", "zarr.json", ".work")):
+        raise TrainingError(f"{run} is a store, and a run is written beside it. Name another path.")
 
 
 def state_directories(run: Path) -> list[Path]:

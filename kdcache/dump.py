@@ -24,6 +24,8 @@ from kdcache.ingest import ImportOptions, import_dataset
 from kdcache.progress import Progress, silent
 from kdcache.readers import read_structures
 from kdcache.store import GroupWriter, Store, TeacherEntry, add_teacher, open_store
+from kdcache.store.manifest import MANIFEST
+from kdcache.store.work import WORK
 from kdcache.stream.loader import WindowReader
 from kdcache.stream.neighbors import neighbors_for
 from kdcache.stream.window import Array, Window, atom_bounded, make_batch
@@ -119,12 +121,13 @@ def dump_teacher(
     Raises:
         StoreError: the store already has a teacher of this name, or is unfinished.
         IdentityError: the unfinished dump of this name is of another teacher or other fields.
-        ConfigError: a field the teacher does not give.
+        ConfigError: a field the teacher does not give, or one of edges the store does not keep.
         TeacherError: a feature overflows float16 or is not finite, naming the structure.
     """
     started = time.perf_counter()
     specs = choose_fields(teacher.field_specs(), options.fields, options.codec)
     store = open_store(store_path)
+    _check_edges(store, teacher, specs)
     neighbors = neighbors_for(
         store, teacher.graph_rule, graph_cache, threads=options.threads, progress=progress
     )
@@ -151,6 +154,17 @@ def dump_teacher(
     )
 
 
+def _check_edges(store: Store, teacher: Teacher, specs: Sequence[FieldSpec]) -> None:
+    by_edge = [spec.name for spec in specs if spec.level == "edge"]
+    if by_edge and store.graph != teacher.graph_rule:
+        kept = "none" if store.graph is None else f"those within {store.graph.cutoff:g} Å"
+        raise ConfigError(
+            f"{by_edge[0]} has a row for every edge of the teacher's graph, and {store.path} keeps "
+            f"{kept}: rows would have no edges to belong to. Leave it out of --fields, or make the "
+            f"store with the teacher's graph."
+        )
+
+
 def _run(
     store: Store,
     teacher: Teacher,
@@ -169,13 +183,12 @@ def _run(
         progress(f"dump {options.name}", sum(counts), "structures") as advance,
     ):
         written: Future[Any] | None = None
-        for shard, count in zip(pending, counts, strict=True):
+        for shard in pending:
             rows: dict[str, list[Array]] = {spec.name: [] for spec in specs}
             for window in _shard_windows(store, reader, shard, reading):
                 for name, arrays in _compute(teacher, window, specs, options).items():
                     rows[name] += arrays
                 advance(len(window.rows))
-            del count
             if written is not None:
                 written.result()  # at most one shard waits: memory stays bounded
             whole = {name: np.concatenate(arrays) for name, arrays in rows.items()}
@@ -257,7 +270,9 @@ def open_or_import(
         StoreError: a new store is wanted, and there is one with teachers already.
         IdentityError: the store was made from other data.
     """
-    finished = (path / "manifest.json").is_file()
+    # A spool beside a manifest: the import was killed while it cleaned up, and has that to do.
+    cleaned = not (data and (path / WORK / "spool").is_dir())
+    finished = (path / MANIFEST).is_file() and cleaned
     if not finished:
         if not new:
             open_store(path)  # says what is missing

@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# As many names as an error line bears; the modules of a model are hundreds.
+LISTED = 20
+
 
 class KdcacheError(Exception):
     """Base of every error that kdcache raises on purpose."""
@@ -55,5 +58,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    listed = ", ".join(names) if names else "none"
+    listed = ", ".join(names[:LISTED]) if names else "none"
+    if len(names) > LISTED:
+        listed += f" and {len(names) - LISTED} more"
     return f"did you mean {near[0]}? (known: {listed})" if near else f"known: {listed}"

@@ -22,6 +22,7 @@ from kdcache.checkpoint import (
     MODEL_CARD,
     State,
     check_identity,
+    check_run_directory,
     load_optimizer_state,
     load_state,
     optimizer_state,
@@ -29,9 +30,10 @@ from kdcache.checkpoint import (
     save_state,
 )
 from kdcache.config import StudentConfig, dump_config
+from kdcache.devices import find_device
 from kdcache.distill.losses import GroundTruthLoss
 from kdcache.distill.schedules import Clock, weight_at
-from kdcache.errors import ConfigError, TrainingError
+from kdcache.errors import TrainingError
 from kdcache.evaluate import Metrics, predict_batches
 from kdcache.logbook import Logbook
 from kdcache.optim import ExponentialAverage, LearningRate, build_optimizer
@@ -41,7 +43,7 @@ from kdcache.store import Store, open_store
 from kdcache.stream.loader import Loader, WindowReader, sequential
 from kdcache.stream.neighbors import neighbors_for
 from kdcache.stream.sampler import BlockShuffle
-from kdcache.structures import Batch
+from kdcache.structures import Batch, ModelOutput
 from kdcache.student import build_potential, build_store_terms
 
 log = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ def train_student(
         ConfigError: a term names a field or a teacher the store does not have.
     """
     run = Path(run)
+    check_run_directory(run)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     store = open_store(store_path)
@@ -144,7 +147,7 @@ class Trainer:
         self.config = config
         self.progress = progress
         training = config.training
-        self.device = _device(training.device)
+        self.device = find_device(training.device, "training.device")
         self.dtype = torch.float64 if training.precision == "float64" else torch.float32
         self.selection = select(store, config.data)
         self.samplers = self._samplers()
@@ -161,7 +164,9 @@ class Trainer:
         self.neighbors = neighbors_for(
             store, self.potential.graph_rule, graph_cache, progress=progress
         )
-        self.compiled = torch.compile(self.potential, dynamic=True) if training.compile else None
+        self.stepped: nn.Module = self.potential
+        if training.compile:
+            self.stepped = torch.compile(self.potential, dynamic=True)
         self.clock = clock
         self.step = 0
         self.seconds = 0.0
@@ -202,13 +207,12 @@ class Trainer:
     def _take_step(self, batch: Batch) -> None:
         self.rate.apply(self.optimizer, self.step)
         batch = batch.to(self.device, self.dtype)
-        model = self.compiled or self.potential
         with torch.autocast(
             self.device.type,
             torch.bfloat16,
             enabled=self.config.training.precision == "bf16",
         ):
-            output = model(batch)
+            output: ModelOutput = self.stepped(batch)
         loss = self.truth(output, batch, self.step) + self.terms(output, batch, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
@@ -374,15 +378,3 @@ class Trainer:
             structures_per_second=structures / max(self.seconds, 1e-9),
             validation=metrics,
         )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"training.device {name} is no device; say auto, cpu or cuda.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"training.device is {name}, but torch sees no GPU. Say auto or cpu.")
-    return device

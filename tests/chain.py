@@ -92,12 +92,16 @@ def _springs(structure: Structure) -> tuple[float, np.ndarray]:
     return float(energy + sum(REFERENCES[number] for number in numbers)), forces
 
 
-def write_xyz(path: Path, found: Sequence[Structure], unlabelled: Sequence[int] = ()) -> Path:
-    """An extended XYZ file, every seventh structure of split "val"."""
+def write_xyz(
+    path: Path, found: Sequence[Structure], unlabelled: Sequence[int] = (), *, split: bool = True
+) -> Path:
+    """An extended XYZ file, every seventh structure of split "val" unless there are no splits."""
     images = []
     for s, structure in enumerate(found):
-        split = "val" if s % 7 == 6 else "train"
-        atoms = as_atoms(structure, name=structure.structure_id, split=split, sort=structure.group)
+        info = {"name": structure.structure_id, "sort": structure.group}
+        if split:
+            info["split"] = "val" if s % 7 == 6 else "train"
+        atoms = as_atoms(structure, **info)
         if s in unlabelled:
             atoms.calc = None
         images.append(atoms)
@@ -121,7 +125,8 @@ def make_store(
     name: str = "store.zarr",
     **layout: int,
 ) -> Store:
-    data = write_xyz(directory / f"{name}.extxyz", found or structures(n), unlabelled)
+    file = directory / f"{name}.extxyz"
+    data = write_xyz(file, found or structures(n), unlabelled, split=split)
     read = read_options(unlabelled=bool(unlabelled), split_key="split" if split else None)
     options = ImportOptions(read, graph=graph, **{**SMALL, **layout})  # type: ignore[arg-type]
     return import_dataset(data, directory / name, options)

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.proof
 STEPS = 20
 TAP = "node/msg1=message_layers.0"
 STRATEGIES = ("n2n", "v2v", "vanilla1", "vanilla2", "n2n+v2v", "annealed", "tap")
-# A stored feature was computed in another batch, so it is off by a rounding, which 20 steps enlarge.
+# A stored feature was computed in another batch, so it is off by a rounding, and steps enlarge it.
 # Nine digits of a loss are written, so float64 cannot be seen below 5e-9.
 CLAIM = {"float32": 1e-6, "float64": 1e-8}
 

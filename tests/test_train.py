@@ -19,6 +19,7 @@ from kdcache.graphs import GraphRule
 from kdcache.progress import Advance, silent
 from kdcache.selection import select
 from kdcache.store import Store, open_store
+from kdcache.teachers import NativeTeacher
 from kdcache.train import Trainer, train_student
 from tests.chain import PAINN, SCHNET, dump, loss_curve, make_store, make_teacher, student
 from tests.chain import structures as small_structures
@@ -49,7 +50,9 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     kept, other_kept = (load_potential(run).state_dict() for run in (one, other))
     assert all(torch.equal(kept[name], other_kept[name]) for name in kept)
-    rows, other_rows = (list(csv.DictReader((run / "metrics.csv").open())) for run in (one, other))
+    rows, other_rows = (
+        list(csv.DictReader((run / "metrics.csv").read_text().splitlines())) for run in (one, other)
+    )
     for row in (*rows, *other_rows):
         del row["seconds"]
     assert rows == other_rows
@@ -118,9 +121,7 @@ def test_a_run_killed_between_checkpoints_ends_as_one_never_stopped(
         train_student(store.path, tmp_path / "killed", config, progress=KillAfter(after))
     train_student(store.path, tmp_path / "killed", config)
     assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
-    assert [row for row in loss_curve(tmp_path / "killed", "step")] == [
-        str(k) for k in range(1, 13)
-    ]
+    assert loss_curve(tmp_path / "killed", "step") == [str(k) for k in range(1, 13)]
 
 
 def trainer(store: Store, run: Path, config: StudentConfig) -> Trainer:
@@ -211,7 +212,8 @@ def test_other_precisions_follow_float32(
 @pytest.mark.filterwarnings("default")  # torch's compiler warns about itself
 def test_a_compiled_run_follows_an_eager_one(store: Store, tmp_path: Path) -> None:
     for name in ("true", "false"):
-        config = student(f"training.compile={name}", "training.max_steps=4", strategy="n2n")
+        settings = (f"training.compile={name}", "training.max_steps=2", "model.num_layers=1")
+        config = student(*settings, strategy="n2n")
         train_student(store.path, tmp_path / name, config)
     one, other = ([float(v) for v in loss_curve(tmp_path / name)] for name in ("true", "false"))
     assert one == pytest.approx(other, rel=1e-4)
@@ -229,7 +231,7 @@ def test_a_finished_run_is_refused(store: Store, tmp_path: Path) -> None:
     ("setting", "named"),
     [
         ("optimizer.lr=0.5", "optimizer.lr = 0.001, now it is 0.5"),
-        ("loss.forces_weight=7", "loss.forces_weight.points.0.1 = 100.0, now it is 7.0"),
+        ("loss.forces_weight=7", "loss.forces_weight = 100.0, now it is 7.0"),
         ("terms.n2n.loss=mae", "terms.0.loss = mse, now it is mae"),
         ("model.num_layers=1", "model.num_layers = 2, now it is 1"),
         ("data.labels=0.5", "data.labels = 1.0, now it is 0.5"),
@@ -262,7 +264,7 @@ def test_a_model_without_checkpoint_is_not_overwritten(store: Store, tmp_path: P
 @pytest.mark.parametrize("rhythm", ["training.eval_every=1", "training.checkpoint_every=1"])
 def test_a_loss_that_is_not_finite_stops_the_run(rhythm: str, store: Store, tmp_path: Path) -> None:
     config = student("optimizer.lr=1e20", "training.eval_every=100", rhythm, "clip_norm=null")
-    with pytest.raises(TrainingError, match="became nan.*lower optimizer.lr"):
+    with pytest.raises(TrainingError, match=r"became nan.*lower optimizer\.lr"):
         train_student(store.path, tmp_path / "run", config)
     state = load_state(tmp_path / "run")
     assert state is not None
@@ -346,14 +348,19 @@ def test_the_loss_goes_down_and_the_kept_model_is_the_best(
     assert best == pytest.approx(min(scores), rel=1e-6)
 
 
-def test_a_run_without_ground_truth_keeps_its_best_model(store: Store, tmp_path: Path) -> None:
+def test_a_run_without_ground_truth_keeps_its_best_model(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    longer = ("training.max_steps=60", "training.eval_every=60", "optimizer.lr=1e-2")
+    train_student(store.path, tmp_path / "teacher", student(*longer))
+    dump(store, NativeTeacher(load_potential(tmp_path / "teacher")))
     config = student(
         "loss.energy_weight=0",
         "loss.forces_weight=0",
         "training.max_steps=30",
         "training.eval_every=10",
         "optimizer.lr=1e-2",
-        strategy="vanilla2",
+        "terms=[{name: e, student: energy, teacher: energy, loss: mae},"
+        " {name: f, student: forces, teacher: forces, loss: l2mae, weight: 10}]",
     )
     result = train_student(store.path, tmp_path / "run", config)
     energy = map(float, loss_curve(tmp_path / "run", "val_energy_mae_mev"))
@@ -436,10 +443,12 @@ def test_an_element_without_reference_is_refused(
         train_student(store.path, tmp_path / "run", student(f"references={text}"))
 
 
-def test_isolated_atoms_of_the_published_data_are_read(shared: Path, store: Store) -> None:
+def test_isolated_atoms_of_the_published_data_are_read(
+    shared: Path, store: Store, tmp_path: Path
+) -> None:
     file = shared / "data" / "3bpa" / "iso_atoms.extxyz"
     config = student(f"references={{mode: isolated, file: {file}}}")
-    found = trainer(store, file, config).potential.references
+    found = trainer(store, tmp_path, config).potential.references
     assert found[6] == pytest.approx(-1029.4889999855063)
     assert found[1] == pytest.approx(-13.587222780835477)
 

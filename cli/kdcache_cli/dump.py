@@ -9,9 +9,19 @@ import click
 
 from kdcache.errors import ConfigError
 from kdcache.fields import CODECS
-from kdcache_cli.options import read_options, reading_options
+from kdcache_cli.options import (
+    AT_LEAST_ONE,
+    NOT_NEGATIVE,
+    read_options,
+    reading_options,
+    refuse_runs,
+)
 from kdcache_cli.progress import bars
 from kdcache_cli.tables import size, table
+
+LAYOUT = (
+    "seed", "no_graph", "block_atoms", "shard_blocks", "licence_structures", "licence_labels",
+)  # fmt: skip
 
 
 @click.command("dump-teacher")
@@ -29,11 +39,13 @@ from kdcache_cli.tables import size, table
 @click.option("--fields", help="Fields to keep, by comma (default: all the teacher gives).")
 @click.option("--tap", "taps", multiple=True, help="Inner module: node/msg2=message_layers.2.")
 @click.option("--codec", type=click.Choice(CODECS), default="half", show_default=True)
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
 @click.option(
     "--precision", type=click.Choice(["float32", "float64"]), default="float32", show_default=True
 )
-@click.option("--max-atoms", default=4096, show_default=True, help="Atoms in a batch.")
+@click.option(
+    "--max-atoms", type=AT_LEAST_ONE, default=4096, show_default=True, help="Atoms in a batch."
+)
 @click.option(
     "--on-overflow",
     type=click.Choice(["stop", "clip"]),
@@ -52,10 +64,14 @@ from kdcache_cli.tables import size, table
 @click.option("--licence-teacher", default="", help="Licence of the teacher's weights.")
 @click.option("--licence-structures", default="", help="Licence of the structures.")
 @click.option("--licence-labels", default="", help="Licence of energies and forces.")
-@click.option("--seed", default=0, show_default=True, help="Of the order of a new store.")
-@click.option("--block-atoms", type=int, help="Atoms in a block of a new store.")
-@click.option("--shard-blocks", type=int, help="Blocks in a file of a new store.")
-@click.option("--threads", default=2, show_default=True, help="For neighbour lists.")
+@click.option(
+    "--seed", type=NOT_NEGATIVE, default=0, show_default=True, help="Of the order of a new store."
+)
+@click.option("--block-atoms", type=AT_LEAST_ONE, help="Atoms in a block of a new store.")
+@click.option("--shard-blocks", type=AT_LEAST_ONE, help="Blocks in a file of a new store.")
+@click.option(
+    "--threads", type=AT_LEAST_ONE, default=2, show_default=True, help="For neighbour lists."
+)
 @reading_options
 def dump_command(data: tuple[str, ...], **values: Any) -> None:
     """Compute the features of a teacher for every structure of DATA and write them to a store.
@@ -68,9 +84,11 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
     """
     import tempfile
 
-    from kdcache.dump import DumpOptions, dump_teacher, open_or_import
+    from kdcache.devices import find_device
+    from kdcache.dump import DumpOptions, choose_fields, dump_teacher, open_or_import
     from kdcache.ingest import ImportOptions
     from kdcache.models.taps import Tap
+    from kdcache.store.manifest import check_name
     from kdcache.teachers import load_teacher
 
     read = read_options(values)
@@ -79,13 +97,21 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
         raise ConfigError("Say either -o STORE for a new store, or --into STORE to add to one.")
     if output is not None and not data:
         raise ConfigError("A new store needs DATA: files, globs or another store to read.")
+    if into is not None:
+        _refuse_layout(click.get_current_context())
+    refuse_runs(data)
+    check_name(values["name"], "teacher")
+    device = str(find_device(values["device"], "--device"))
     teacher = load_teacher(
         values["teacher_format"],
         values["checkpoint"],
-        device=values["device"],
+        device=device,
         precision=values["precision"],
         taps=[Tap.parse(text) for text in values["taps"]],
     )
+    fields = _names(values["fields"])
+    # Before the dataset is read: a misspelt field should not wait for it.
+    choose_fields(teacher.field_specs(), fields, values["codec"])
     options = ImportOptions(
         read=read,
         seed=values["seed"],
@@ -98,26 +124,39 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
     path = open_or_import(
         list(data), output or into, options, name=values["name"], new=into is None, progress=bars
     )
-    fields = values["fields"]
     with tempfile.TemporaryDirectory(prefix="kdcache-graph-") as scratch:
         report = dump_teacher(
             path,
             teacher,
             DumpOptions(
                 name=values["name"],
-                fields=None if fields is None else [f.strip() for f in fields.split(",")],
+                fields=fields,
                 codec=values["codec"],
                 max_atoms=values["max_atoms"],
                 on_overflow=values["on_overflow"],
                 on_nonfinite=values["on_nonfinite"],
                 licence=values["licence_teacher"],
-                device=values["device"],
+                device=device,
                 threads=values["threads"],
             ),
             graph_cache=Path(scratch),
             progress=bars,
         )
     click.echo(_shown(report))
+
+
+def _names(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _refuse_layout(context: click.Context) -> None:
+    """An existing store has its order, layout and licences already: these would be ignored."""
+    for option in LAYOUT:
+        if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
+            flag = "--" + option.replace("_", "-")
+            raise ConfigError(f"{flag} is decided with a new store (-o). Leave it out with --into.")
 
 
 def _shown(report: Any) -> str:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kdcache_cli.options import read_options, reading_options
+from kdcache_cli.options import (
+    AT_LEAST_ONE,
+    REPORT,
+    read_options,
+    reading_options,
+    refuse_runs,
+    write_report,
+)
 from kdcache_cli.progress import bars
 from kdcache_cli.tables import table
 
@@ -18,13 +24,17 @@ from kdcache_cli.tables import table
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("data", nargs=-1, required=True)
 @reading_options
-@click.option("--split", help="Only structures of this split: train, val or test.")
-@click.option("--max-force", type=float, help="Leave out structures with a larger force, eV/Å.")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--max-atoms", default=4096, show_default=True, help="Atoms in a batch.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers here."
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    help="Only structures of this split.",
 )
+@click.option("--max-force", type=float, help="Leave out structures with a larger force, eV/Å.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
+@click.option(
+    "--max-atoms", type=AT_LEAST_ONE, default=4096, show_default=True, help="Atoms in a batch."
+)
+@click.option("--json", "json_file", type=REPORT, help="Write the numbers here.")
 def evaluate_command(run: Path, data: tuple[str, ...], **values: Any) -> None:
     """Errors of RUN on DATA (files, globs or a store): energies, forces, by group.
 
@@ -32,14 +42,15 @@ def evaluate_command(run: Path, data: tuple[str, ...], **values: Any) -> None:
     kdcache evaluate student test.extxyz --json student.json
     """
     from kdcache.checkpoint import load_potential, training_seconds
+    from kdcache.devices import find_device
     from kdcache.evaluate import kept, predict_structures
     from kdcache.readers import read_structures
 
     options = read_options(values)
-    potential = load_potential(run, device=values["device"])
-    structures = kept(
-        read_structures(list(data), options), split=values["split"], max_force=values["max_force"]
-    )
+    refuse_runs(data)
+    dataset = read_structures(list(data), options)
+    potential = load_potential(run, device=str(find_device(values["device"], "--device")))
+    structures = kept(dataset, split=values["split"], max_force=values["max_force"])
     started = time.perf_counter()
     predictions = predict_structures(
         potential, structures, max_atoms=values["max_atoms"], progress=bars
@@ -55,7 +66,7 @@ def evaluate_command(run: Path, data: tuple[str, ...], **values: Any) -> None:
             "structures_per_second": whole.n_structures / seconds,
             "groups": {name: metrics.as_dict() for name, metrics in groups.items()},
         }
-        values["json_file"].write_text(json.dumps(report, indent=1) + "\n")
+        write_report(values["json_file"], report)
 
 
 def _shown(found: dict[str, Any]) -> str:

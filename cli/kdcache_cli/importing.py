@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from kdcache_cli.options import fractions, read_options, reading_options
+from kdcache.errors import ConfigError
+from kdcache_cli.options import (
+    AT_LEAST_ONE,
+    NOT_NEGATIVE,
+    fractions,
+    read_options,
+    reading_options,
+    refuse_runs,
+)
 from kdcache_cli.progress import bars
 from kdcache_cli.tables import size
 
@@ -17,9 +25,11 @@ from kdcache_cli.tables import size
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New store.")
 @reading_options
 @click.option("--split", help="Hold structures out at random: val=0.05,test=0.1.")
-@click.option("--seed", default=0, show_default=True, help="Of the order and of --split.")
+@click.option(
+    "--seed", type=NOT_NEGATIVE, default=0, show_default=True, help="Of the order and of --split."
+)
 @click.option("--cutoff", type=float, help="Keep neighbour lists up to this distance, Å.")
-@click.option("--max-neighbors", type=int, help="Nearest neighbours kept (with --cutoff).")
+@click.option("--max-neighbors", type=AT_LEAST_ONE, help="Nearest neighbours kept (with --cutoff).")
 @click.option("--licence-structures", default="", help="Licence of the structures.")
 @click.option("--licence-labels", default="", help="Licence of energies and forces.")
 def import_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
@@ -34,7 +44,10 @@ def import_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     from kdcache.ingest import ImportOptions, import_dataset
 
     read = read_options(values)
+    refuse_runs(data)
     cutoff, max_neighbors = values["cutoff"], values["max_neighbors"]
+    if max_neighbors is not None and cutoff is None:
+        raise ConfigError("--max-neighbors belongs to a --cutoff. Give both, or neither.")
     options = ImportOptions(
         read=read,
         seed=values["seed"],

@@ -1,14 +1,16 @@
 """The `kdcache` command: parses, shows progress, maps errors to one line. No logic lives here.
 
 Commands import what they run when they run, so that `kdcache --help` answers at once.
+Invariant: whatever a user gives, the answer is a result or one line and exit code 2.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -28,6 +30,9 @@ COMMANDS = {
     "verify": ("kdcache_cli.stores", "verify_command", "Check every byte of a store."),
     "demo": ("kdcache_cli.demo", "demo_command", "The whole job on a built-in dataset."),
 }  # fmt: skip
+GOES_ON = ("import", "dump-teacher", "train-student", "demo")
+
+_log = logging.getLogger("kdcache_cli")
 
 
 class LazyGroup(click.Group):
@@ -58,11 +63,37 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except KdcacheError as error:
-            click.secho(f"kdcache: {error}", err=True, fg="red")
-            sys.exit(2)
+            _fail(str(error))
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `kdcache inspect | head`: click leaves in silence
+                raise
+            _log.info("where it happened:", exc_info=error)
+            _fail(_reason(error))
+        except RuntimeError as error:
+            # torch's, known by name: importing torch to name it would cost every command seconds.
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            _fail(
+                "The GPU's memory is full. Make batches smaller (--max-atoms, or --set "
+                "training.batch_size=…), or use --device cpu."
+            )
         except KeyboardInterrupt:
-            click.echo("kdcache: stopped. The same command goes on where this one ended.", err=True)
+            goes_on = ctx.invoked_subcommand in GOES_ON
+            after = " The same command goes on where this one ended." if goes_on else ""
+            click.echo(f"kdcache: stopped.{after}", err=True)
             sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    click.secho(f"kdcache: {message}", err=True, fg="red")
+    sys.exit(2)
+
+
+def _reason(error: OSError) -> str:
+    """An error of the system in one line: which file, and what is the matter with it."""
+    if error.filename is None:
+        return f"{error.strerror or error}."
+    return f"{error.filename}: {error.strerror}. Nothing more was read or written."
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

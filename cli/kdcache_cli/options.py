@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,11 @@ import click
 from kdcache.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+AT_LEAST_ONE = click.IntRange(min=1)
+NOT_NEGATIVE = click.IntRange(min=0)
+# A report that cannot be written should be refused before the hours that make it.
+REPORT = click.Path(path_type=Path, dir_okay=False, writable=True)
 
 READING: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--format", {"help": "Reader to use; without it, chosen by the file's suffix."}),
@@ -44,6 +49,27 @@ def read_options(values: dict[str, Any]) -> Any:
     return ReadOptions(**{key: values.pop(key) for key in [*keys, "unlabelled"]})
 
 
+def refuse_runs(data: Sequence[str]) -> None:
+    """Refuse runs where a dataset or a store is wanted.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for name in data:
+        path = Path(name)
+        if (path / "model.json").is_file() or (path / "state").is_dir():
+            raise ConfigError(
+                f"{name} is a run, the directory of a model. DATA is what it was trained on: files "
+                f"or a store."
+            )
+
+
+def write_report(path: Path, report: object) -> None:
+    """JSON into a file, its directory made if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
 def fractions(text: str | None) -> dict[str, float]:
     """`val=0.05,test=0.1` as a dictionary.
 
@@ -55,6 +81,8 @@ def fractions(text: str | None) -> dict[str, float]:
         if not part.strip():
             continue
         name, _, value = part.partition("=")
+        if name.strip() in found:
+            raise ConfigError(f"--split {text} names {name.strip()} twice. Name it once.")
         try:
             found[name.strip()] = float(value)
         except ValueError as error:

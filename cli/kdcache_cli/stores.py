@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from kdcache_cli.options import read_options, reading_options
+from kdcache_cli.options import read_options, reading_options, refuse_runs
 from kdcache_cli.progress import bars
 
 
@@ -41,10 +41,12 @@ def verify_command(store: Path, data: tuple[str, ...], **values: Any) -> None:
     from kdcache.store import verify_store
 
     options = read_options(values)
+    refuse_runs(data)
     structures = read_structures(list(data), options) if data else None
     report = verify_store(store, data=structures, progress=bars)
     for problem in report.problems:
-        click.echo(f"wrong: {problem}")
-    click.echo(report.summary)
+        click.secho(f"wrong: {problem}", err=True, fg="red")
     if report.problems:
+        click.echo(f"kdcache: {store}: {report.summary}", err=True)
         sys.exit(2)
+    click.echo(report.summary)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kdcache.errors import ConfigError
-from kdcache_cli.options import read_options, reading_options
+from kdcache_cli.options import AT_LEAST_ONE, read_options, reading_options, refuse_runs
 from kdcache_cli.progress import bars
 
 
@@ -27,7 +27,7 @@ from kdcache_cli.progress import bars
 @click.option("--set", "overrides", multiple=True, help="Any setting: training.max_steps=5000.")
 @click.option("--check-data", multiple=True, help="Refuse unless the store is of this dataset.")
 @click.option("--graph-cache", type=click.Path(path_type=Path), help="Shared neighbour lists.")
-@click.option("--stop-after", type=int, help="Leave after this step, with a checkpoint.")
+@click.option("--stop-after", type=AT_LEAST_ONE, help="Leave after this step, with a checkpoint.")
 @reading_options
 def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     """Train a model on DATA, a store with a teacher's features. Without a strategy or terms it
@@ -39,30 +39,40 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     kdcache train-student data.zarr -o teacher --preset painn
     kdcache train-student features.zarr -o student --preset painn-small --strategy n2n
     """
+    from kdcache.checkpoint import check_run_directory
     from kdcache.config import StudentConfig, load_config
     from kdcache.distill.strategies import apply_strategy
     from kdcache.train import train_student
 
     read = read_options(values)
-    name = values["preset"]
+    weights = strategy_weights(values["weights"])
+    for option in ("weights", "teacher"):
+        if values[option] and not values["strategy"]:
+            raise ConfigError(
+                f"--{option.removesuffix('s')} belongs to a --strategy. Name one, or set terms in "
+                f"the YAML."
+            )
+    refuse_runs(data)
+    check_run_directory(output)
     overrides = list(values["overrides"])
     if values["labels"] is not None:
         overrides.append(f"data.labels={values['labels']}")
-    store = as_store(list(data), output / "data.zarr", read)
+    name = values["preset"]
     if name is None and values["config_file"] is None:
         name = "painn-small"
-    base = preset_layer(name, store) if name else None
+    # Before files are read: a misspelt setting should not wait for them.
+    load_config(values["config_file"], base=preset_layer(name, 1), overrides=overrides)
+    store = as_store(list(data), output / "data.zarr", read)
+    base = preset_layer(name, n_trained_on(store))
     config: StudentConfig = load_config(values["config_file"], base=base, overrides=overrides)
     if values["strategy"]:
         config = apply_strategy(
             config,
             values["strategy"],
-            pair=published_pair(store, name, values["teacher"]),
-            weights=strategy_weights(values["weights"]),
+            pair=published_pair(store, name or config.model.name, values["teacher"]),
+            weights=weights,
             teacher_name=values["teacher"],
         )
-    elif values["weights"]:
-        raise ConfigError("--weight belongs to a --strategy. Name one, or set terms in the YAML.")
     if values["control"]:
         config = apply_strategy(config, "control")
     if values["check_data"]:
@@ -93,28 +103,35 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
 def as_store(data: list[str], imported: Path, read: Any) -> Path:
     """The store that DATA is, or one imported from its files beside the run."""
     from kdcache.ingest import ImportOptions, import_dataset
+    from kdcache.readers import read_structures
     from kdcache.store import open_store
 
-    if len(data) == 1 and (Path(data[0]) / "zarr.json").is_file():
-        return Path(data[0])
-    if imported.exists():
-        return open_store(imported).path
-    imported.parent.mkdir(parents=True, exist_ok=True)
+    if len(data) == 1 and Path(data[0]).is_dir():
+        return open_store(data[0]).path
+    read_structures(data, read)  # says what is missing before anything is made
+    if (imported / "manifest.json").is_file() and not (imported / ".work").exists():
+        check_dataset(imported, data, read)
+        return imported
     return import_dataset(data, imported, ImportOptions(read=read), progress=bars).path
 
 
-def preset_layer(name: str, store: Path) -> dict[str, object]:
-    """A preset with the number of steps that its published epochs make on this store."""
+def preset_layer(name: str | None, n_structures: int) -> dict[str, object] | None:
+    """A preset with the number of steps that its published epochs make of so many structures."""
+    from kdcache.models.presets import find_preset
+
+    return find_preset(name).config(n_structures) if name else None
+
+
+def n_trained_on(store: Path) -> int:
+    """Structures of a store that no split holds out."""
     import numpy as np
 
-    from kdcache.models.presets import find_preset
     from kdcache.store import open_store
 
-    splits = np.asarray(open_store(store).index.split)
-    return find_preset(name).config(int(np.isin(splits, ["train", ""]).sum()))
+    return int(np.isin(open_store(store).index.split, ["train", ""]).sum())
 
 
-def published_pair(store: Path, preset: str | None, teacher: str | None) -> Any:
+def published_pair(store: Path, student: str, teacher: str | None) -> Any:
     """The row of published weights that fits a teacher and a student best."""
     from kdcache.distill.strategies import DEFAULT_PAIR, Pair
     from kdcache.store import open_store
@@ -123,7 +140,7 @@ def published_pair(store: Path, preset: str | None, teacher: str | None) -> Any:
     name = teacher or next(iter(teachers), "")
     if name not in teachers:
         return DEFAULT_PAIR
-    student, dataset = preset or DEFAULT_PAIR.student, DEFAULT_PAIR.dataset
+    dataset = DEFAULT_PAIR.dataset
     for ending in ("coll", "oc20"):
         if student.endswith(f"-{ending}"):
             student, dataset = student.removesuffix(f"-{ending}"), ending
@@ -138,8 +155,10 @@ def strategy_weights(texts: tuple[str, ...]) -> dict[str, float]:
     found: dict[str, float] = {}
     for text in texts:
         name, _, value = text.partition("=")
+        if name.strip() in found:
+            raise ConfigError(f"--weight {name.strip()} is given twice. Give it once.")
         try:
-            found[name] = float(value)
+            found[name.strip()] = float(value)
         except ValueError as error:
             raise ConfigError(f"--weight {text} is not STRATEGY=NUMBER, e.g. n2n=50.") from error
     return found

@@ -27,7 +27,8 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(
-        default="painn-small", description="a model or a preset of one; see kdcache presets"
+        default="painn-small",
+        description="painn, schnet, or a preset: painn-small, painn-small-oc20, …",
     )
 
     @model_validator(mode="before")

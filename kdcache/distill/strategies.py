@@ -105,12 +105,15 @@ def published_weight(strategy: str, pair: Pair = DEFAULT_PAIR) -> float:
     if pair not in PUBLISHED_WEIGHTS:
         known = ["/".join(row) for row in PUBLISHED_WEIGHTS]
         wanted = "/".join(pair)
-        raise ConfigError(f"No published weights for {wanted}; {did_you_mean(wanted, known)}.")
+        raise ConfigError(
+            f"No published weights for {wanted}; {did_you_mean(wanted, known)}. "
+            f"Give one yourself (--weight {strategy}=…)."
+        )
     weights = PUBLISHED_WEIGHTS[pair]
     if strategy not in weights:
         raise ConfigError(
             f"No published weight of {strategy} for {'/'.join(pair)}; "
-            f"{did_you_mean(strategy, weights)}. Give one yourself."
+            f"{did_you_mean(strategy, weights)}. Give one yourself (--weight {strategy}=…)."
         )
     return weights[strategy]
 

@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 
+from kdcache.devices import find_device
 from kdcache.errors import ConfigError
 from kdcache.models.taps import Tap
 from kdcache.registry import lookup
@@ -29,7 +30,7 @@ def load_teacher(
         kind: name in the entry-point group kdcache.teachers, or "package.module:factory" of the
             user's own, which runs that code.
         path: of its checkpoint.
-        device: torch device.
+        device: torch device, or "auto".
         precision: "float32" or "float64".
         taps: inner modules to store as well.
 
@@ -40,7 +41,8 @@ def load_teacher(
     dtype = {"float32": torch.float32, "float64": torch.float64}.get(precision)
     if dtype is None:
         raise ConfigError(f"precision {precision} is unknown; say float32 or float64.")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device is {device}, but torch sees no GPU. Say cpu.")
-    loader = cast(TeacherLoader, lookup(GROUP, kind, allow_import=True))
-    return loader(path, device=device, dtype=dtype, taps=taps)
+    found = lookup(GROUP, kind, allow_import=True)
+    if not callable(found):
+        raise ConfigError(f"{kind} is {found!r}, not a function that opens a teacher. Name one.")
+    loader = cast(TeacherLoader, found)
+    return loader(path, device=str(find_device(device)), dtype=dtype, taps=taps)

@@ -122,7 +122,7 @@ class Sample:
         k = np.arange(n)[:, None]
         channel = np.arange(spec.row_size)[None]
         if spec.name == "flag":
-            return ((s + k) % 2 == 1).reshape(n)
+            return np.asarray((s + k) % 2 == 1).reshape(n)
         if spec.name == "edge_index":
             return np.stack([k[:, 0] % structure.n_atoms, (k[:, 0] + 1) % structure.n_atoms], 1)
         if spec.name == "edge_shift":

@@ -23,10 +23,8 @@ def test_every_structure_lies_in_one_block_and_no_row_belongs_to_two(
     plan = plan_blocks(
         n_atoms, n_edges, atom_capacity=int(n_atoms.max()) + spare, blocks_per_shard=per_shard
     )
-    for level, starts in (
-        ("structure", plan.structure_row),
-        ("atom", plan.atom_start),
-        ("edge", plan.edge_start),
+    for level, starts in zip(
+        LEVELS, (plan.structure_row, plan.atom_start, plan.edge_start), strict=True
     ):
         capacity, rows = plan.capacity(level), plan.counts(level)
         owner = np.full(plan.n_blocks * capacity, -1)

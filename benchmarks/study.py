@@ -1,0 +1,229 @@
+"""Train one teacher, dump it once, train a grid of students from the store, tabulate their errors.
+
+Shared by the study_*.py scripts, each of which says which data, sizes and weights it is about.
+A study that is stopped goes on where it was: finished runs are read back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from kdcache.checkpoint import load_potential, training_seconds
+from kdcache.config import StudentConfig, load_config
+from kdcache.distill.strategies import ANNEALED_TERMS, apply_strategy
+from kdcache.dump import DumpOptions, dump_teacher
+from kdcache.evaluate import Predictions, gap_closed, kept, predict_structures
+from kdcache.graphs import GraphRule
+from kdcache.ingest import ImportOptions, import_dataset
+from kdcache.readers import ReadOptions, read_structures
+from kdcache.store import open_store
+from kdcache.teachers import load_native
+from kdcache.train import train_student
+from kdcache_cli.progress import bars
+
+RECIPES = Path(__file__).parent / "recipes"
+QUARTERS = (0.25, 0.5, 1.0)
+ERRORS = ("energy_mae_mev", "force_mae_mev_per_a")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study is about.
+
+    Attributes:
+        name: of the recipes, recipes/<name>_teacher.yaml and recipes/<name>_student.yaml.
+        files: of the dataset, trained on by their splits.
+        test_file: errors are measured on it; None for the split "test" of `files`.
+        group_key: info key of the reports' groups.
+        cutoff: Å, of the kept neighbour lists.
+        max_force: eV/Å; structures above are left out everywhere.
+        weights: λ by strategy on this teacher's features.
+        overrides: settings by strategy that differ from the recipe.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    test_file: str | None
+    group_key: str | None
+    cutoff: float
+    max_force: float | None
+    weights: Mapping[str, float]
+    overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the grid."""
+
+    strategy: str
+    labels: float
+    seed: int
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.strategy}-labels{100 * self.labels:g}-seed{self.seed}"
+
+
+def student_config(study: Study, job: Job) -> StudentConfig:
+    """The recipe with one strategy applied; the rest is the same for all, control included."""
+    config = load_config(
+        RECIPES / f"{study.name}_student.yaml",
+        overrides=[
+            f"data.labels={job.labels}",
+            f"training.seed={job.seed}",
+            f"training.max_steps={job.steps}",
+            f"training.eval_every={job.steps // 8}",
+            f"training.checkpoint_every={job.steps}",
+            *study.overrides.get(job.strategy, ()),
+        ],
+    )
+    parts = ANNEALED_TERMS if job.strategy == "annealed" else job.strategy.split("+")
+    weights = {name: study.weights[name] for name in parts if name in study.weights}
+    return apply_strategy(config, job.strategy, weights=weights)
+
+
+def evaluated(study: Study, data: Path, run: Path, store: Path, split: str) -> Predictions:
+    """Predictions of a run on its test file, or on a split of the store."""
+    if split == "test" and study.test_file is not None:
+        structures = kept(read_structures(str(data / study.test_file)), max_force=study.max_force)
+    else:
+        whole = open_store(store).structures("store")
+        structures = kept(whole, split=split, max_force=study.max_force)
+    return predict_structures(load_potential(run), structures)
+
+
+def run_one(study: Study, job: Job, data: Path, directory: Path) -> dict[str, Any]:
+    """One student, its test errors at each quarter; read back if it ran before."""
+    store, run = directory / "features.zarr", directory / job.name
+    report = run / "study.json"
+    if report.is_file():
+        return dict(json.loads(report.read_text()))
+    torch.set_num_threads(1)
+    config = student_config(study, job)
+    found: dict[str, Any] = {
+        "strategy": job.strategy, "labels": job.labels, "seed": job.seed, "at": {},
+    }  # fmt: skip
+    for share in QUARTERS:
+        stop = round(share * job.steps)
+        train_student(store, run, config, graph_cache=directory / "graph", stop_after=stop)
+        errors = evaluated(study, data, run, store, "test").metrics()
+        found["at"][f"{share:g}"] = errors.as_dict()
+    found["training_seconds"] = training_seconds(run)
+    report.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def make_store(study: Study, data: Path, directory: Path) -> Path:
+    """The dataset, the teacher and the store with its features."""
+    store, teacher = directory / "features.zarr", directory / "teacher"
+    if not (store / "manifest.json").is_file():
+        read = ReadOptions(group_key=study.group_key)
+        options = ImportOptions(read=read, graph=GraphRule(study.cutoff))
+        import_dataset([str(data / name) for name in study.files], store, options, progress=bars)
+    if open_store(store).teachers:
+        return store
+    if not (teacher / "finished").is_file():
+        config = load_config(RECIPES / f"{study.name}_teacher.yaml")
+        train_student(store, teacher, config, progress=bars)
+        (teacher / "finished").touch()
+    loaded = load_native(str(teacher), device="cpu", dtype=torch.float32)
+    dump_teacher(
+        store, loaded, DumpOptions(name="painn"), graph_cache=directory / "graph", progress=bars
+    )
+    return store
+
+
+def spread(values: Iterable[float]) -> str:
+    """Mean ± standard deviation over seeds."""
+    found = list(values)
+    if len(found) < 2:
+        return f"{found[0]:.1f}"
+    return f"{statistics.mean(found):.1f} ± {statistics.stdev(found):.1f}"
+
+
+def summary(results: Sequence[Mapping[str, Any]], teacher: Mapping[str, float]) -> str:
+    """A Markdown table per share of labels."""
+    lines = [
+        f"Teacher on test: energy {teacher[ERRORS[0]]:.1f} meV, forces {teacher[ERRORS[1]]:.1f} "
+        f"meV/Å."
+    ]
+    for labels in sorted({r["labels"] for r in results}, reverse=True):
+        chosen = [r for r in results if r["labels"] == labels]
+        control = [r for r in chosen if r["strategy"] == "control"]
+        baseline = {key: statistics.mean(r["at"]["1"][key] for r in control) for key in ERRORS}
+        lines += [
+            "",
+            f"{100 * labels:g} % of the labels, {len(control)} seeds; test errors, energy meV / "
+            f"forces meV/Å:",
+            "",
+            "| strategy | after 25 % | after 50 % | energy | forces | gap closed E / F | train s |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for strategy in dict.fromkeys(r["strategy"] for r in chosen):
+            rows = [r for r in chosen if r["strategy"] == strategy]
+            early = [
+                " / ".join(
+                    f"{statistics.mean(r['at'][share][key] for r in rows):.1f}" for key in ERRORS
+                )
+                for share in ("0.25", "0.5")
+            ]
+            final = {key: [r["at"]["1"][key] for r in rows] for key in ERRORS}
+            closed = (
+                gap_closed(statistics.mean(final[key]), baseline[key], teacher[key])
+                for key in ERRORS
+            )
+            gaps = " / ".join(f"{100 * share:.0f} %" for share in closed)
+            seconds = statistics.mean(r["training_seconds"] for r in rows)
+            cells = [strategy, *early, *(spread(final[key]) for key in ERRORS), gaps]
+            lines.append(f"| {' | '.join(cells)} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def run_study(
+    study: Study, *, strategies: Sequence[str], labels: Sequence[float], steps: int
+) -> None:
+    """The command line of a study: make the store, run the grid, write and print the tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True, help="folder of the dataset's files")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--strategies", default=",".join(strategies))
+    parser.add_argument("--labels", type=float, nargs="*", default=list(labels))
+    given = parser.parse_args()
+    directory: Path = given.output
+    directory.mkdir(parents=True, exist_ok=True)
+    store = make_store(study, given.data, directory)
+    found = evaluated(study, given.data, directory / "teacher", store, "test")
+    teacher = found.metrics().as_dict()
+    jobs = [
+        Job(strategy, share, seed, given.steps)
+        for seed in range(given.seeds)
+        for share in given.labels
+        for strategy in given.strategies.split(",")
+    ]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.processes, mp_context=spawn) as pool:
+        waiting = [pool.submit(run_one, study, job, given.data, directory) for job in jobs]
+        for _ in tqdm(as_completed(waiting), total=len(jobs), unit=" runs"):
+            pass
+    results = [done.result() for done in waiting]
+    (directory / "results.json").write_text(
+        json.dumps({"teacher": teacher, "runs": results}, indent=1) + "\n"
+    )
+    text = summary(results, teacher)
+    (directory / "summary.md").write_text(text + "\n")
+    print(text)

@@ -1,0 +1,31 @@
+"""The device a user named, refused early when torch does not have it."""
+
+from __future__ import annotations
+
+import torch
+
+from kdcache.errors import ConfigError
+
+
+def find_device(name: str, setting: str = "device") -> torch.device:
+    """The torch device called `name`.
+
+    Args:
+        name: auto (a GPU if there is one), cpu, cuda, cuda:1 and what else torch knows.
+        setting: what the error calls it.
+
+    Raises:
+        ConfigError: no such device, or none on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{setting} {name} is no device; say auto, cpu or cuda.") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            seen = f"{count} GPUs" if count else "no GPU"
+            raise ConfigError(f"{setting} is {name}, but torch sees {seen}. Say auto or cpu.")
+    return device
