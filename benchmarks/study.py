@@ -49,7 +49,8 @@ class Study:
         cutoff: Å, of the kept neighbour lists.
         max_force: eV/Å; structures above are left out everywhere.
         weights: λ by strategy on this teacher's features.
-        overrides: settings by strategy that differ from the recipe.
+        few_labels: settings that differ from the recipe where labels are few, by share of labels;
+            the same for control and students.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Study:
     cutoff: float
     max_force: float | None
     weights: Mapping[str, float]
-    overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    few_labels: Mapping[float, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def student_config(study: Study, job: Job) -> StudentConfig:
             f"training.max_steps={job.steps}",
             f"training.eval_every={job.steps // 8}",
             f"training.checkpoint_every={job.steps}",
-            *study.overrides.get(job.strategy, ()),
+            *study.few_labels.get(job.labels, ()),
         ],
     )
     parts = ANNEALED_TERMS if job.strategy == "annealed" else job.strategy.split("+")

@@ -13,13 +13,23 @@ H2COMBUSTION = Study(
     cutoff=5.0,
     max_force=20.0,  # 0.9 % of the structures are above, near-collisions up to 134 eV/Å
     # Chosen on the validation split with seed 0.
-    weights={"n2n": 30.0, "v2v": 30.0, "vanilla1": 1.0, "vanilla2": 100.0},
+    weights={"n2n": 30.0, "v2v": 30_000.0, "vanilla1": 1.0, "vanilla2": 30.0},
+    few_labels={0.05: ("optimizer.lr=1e-2",)},
 )
 
 if __name__ == "__main__":
     run_study(
         H2COMBUSTION,
-        strategies=("control", "n2n", "v2v", "vanilla1", "vanilla2", "n2n+v2v", "annealed"),
+        strategies=(
+            "control",
+            "n2n",
+            "v2v",
+            "vanilla1",
+            "vanilla2",
+            "n2n+v2v",
+            "annealed",
+            "vanilla1+vanilla2",
+        ),
         labels=(1.0, 0.05),
         steps=8000,
     )

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdcache.calculator import calculator as calculator
+    from kdcache.ase_calculator import calculator as calculator
     from kdcache.store import open_store as open_store
 
 __version__ = version("kdcache")
@@ -19,7 +19,8 @@ __all__ = ["calculator", "open_store"]
 
 def __getattr__(name: str) -> Any:
     if name == "calculator":
-        from kdcache.calculator import calculator
+        # The module has another name: importing one called calculator would hide the function.
+        from kdcache.ase_calculator import calculator
 
         return calculator
     if name == "open_store":

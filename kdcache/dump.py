@@ -25,7 +25,7 @@ from kdcache.progress import Progress, silent
 from kdcache.readers import read_structures
 from kdcache.store import GroupWriter, Store, TeacherEntry, add_teacher, open_store
 from kdcache.store.manifest import MANIFEST
-from kdcache.store.work import WORK
+from kdcache.store.work import WORK, unfinished_groups
 from kdcache.stream.loader import WindowReader
 from kdcache.stream.neighbors import neighbors_for
 from kdcache.stream.window import Array, Window, atom_bounded, make_batch
@@ -278,7 +278,9 @@ def open_or_import(
             open_store(path)  # says what is missing
         return import_dataset(data, path, options, progress=progress).path
     store = open_store(path)
-    if new and store.teachers:
+    # Killed between its manifest and the last cleaning up, a dump is gone on with as well.
+    begun = f"teachers/{name}" in unfinished_groups(path)
+    if new and store.teachers and not begun:
         raise StoreError(
             f"{path} exists and holds teachers {sorted(store.teachers)}. It is not overwritten: "
             f"name another store, or add to it with --into {path} --name {name}."

@@ -49,6 +49,10 @@ class TrainingError(KdcacheError):
     """A training run cannot start, go on or be resumed."""
 
 
+class ContractError(KdcacheError):
+    """A teacher, model or reader of somebody's own does not do what its interface promises."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error line: the nearest known name, or all of them.
 

@@ -20,8 +20,9 @@ class Advance(Protocol):
 class Progress(Protocol):
     """Open a bar of `total` units, or of unknown length with None."""
 
-    def __call__(self, label: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:
-        ...
+    def __call__(
+        self, label: str, total: int | None, unit: str
+    ) -> AbstractContextManager[Advance]: ...
 
 
 @contextmanager

@@ -51,8 +51,10 @@ def _entries(group: str) -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     built_in: dict[str, EntryPoint] = {}
     for distribution in distributions():
-        kept = built_in if distribution.metadata["Name"] == "kdcache" else found
-        for entry in distribution.entry_points.select(group=group):
+        entries = distribution.entry_points.select(group=group)
+        # Asked only of those with entries: parsing every package's metadata takes 0.15 s.
+        kept = built_in if entries and distribution.metadata["Name"] == "kdcache" else found
+        for entry in entries:
             kept.setdefault(entry.name, entry)
     return found | built_in  # nobody else's package can take a built-in name
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ class Trainer:
         self.neighbors = neighbors_for(
             store, self.potential.graph_rule, graph_cache, progress=progress
         )
-        self.stepped: nn.Module = self.potential
+        self.stepped: Callable[[Batch], ModelOutput] = self.potential
         if training.compile:
             self.stepped = torch.compile(self.potential, dynamic=True)
         self.clock = clock
@@ -212,7 +213,7 @@ class Trainer:
             torch.bfloat16,
             enabled=self.config.training.precision == "bf16",
         ):
-            output: ModelOutput = self.stepped(batch)
+            output = self.stepped(batch)
         loss = self.truth(output, batch, self.step) + self.terms(output, batch, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
@@ -344,14 +345,16 @@ class Trainer:
         """One over all structures, or one each for labelled and unlabelled ones."""
         data, training = self.config.data, self.config.training
         chosen = self.selection
+        n_labelled, share = len(chosen.train_labelled), data.labelled_share or 0.0
         has_terms = any(not term.weight.is_zero for term in self.config.terms)
         if not has_terms:
             # Without a teacher an unlabelled structure teaches nothing: it would only fill batches.
             parts = [(chosen.train_labelled, training.batch_size)]
-        elif data.labelled_share is None or not len(chosen.train_unlabelled):
+        elif not n_labelled or n_labelled >= share * len(chosen.train):
+            # As they come: given a share, the few without labels would come up far too often.
             parts = [(chosen.train, training.batch_size)]
         else:
-            labelled = round(data.labelled_share * training.batch_size)
+            labelled = round(share * training.batch_size)
             parts = [
                 (chosen.train_labelled, labelled),
                 (chosen.train_unlabelled, training.batch_size - labelled),

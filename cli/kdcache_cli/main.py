@@ -93,7 +93,7 @@ def _reason(error: OSError) -> str:
     """An error of the system in one line: which file, and what is the matter with it."""
     if error.filename is None:
         return f"{error.strerror or error}."
-    return f"{error.filename}: {error.strerror}. Nothing more was read or written."
+    return f"{error.filename}: {error.strerror}."
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, IdentityError
 from kdcache_cli.options import AT_LEAST_ONE, read_options, reading_options, refuse_runs
 from kdcache_cli.progress import bars
 
@@ -110,7 +110,12 @@ def as_store(data: list[str], imported: Path, read: Any) -> Path:
         return open_store(data[0]).path
     read_structures(data, read)  # says what is missing before anything is made
     if (imported / "manifest.json").is_file() and not (imported / ".work").exists():
-        check_dataset(imported, data, read)
+        try:
+            check_dataset(imported, data, read)
+        except IdentityError as error:
+            raise IdentityError(
+                f"{imported.parent} was begun with other data. {error} Or name another directory."
+            ) from error
         return imported
     return import_dataset(data, imported, ImportOptions(read=read), progress=bars).path
 

@@ -23,7 +23,6 @@ from kdcache.config.schedules import (
 )
 from kdcache.config.settings import (
     DataConfig,
-    GraphConfig,
     LossConfig,
     ModelConfig,
     OptimizerConfig,
@@ -38,7 +37,6 @@ __all__ = [
     "ConstantRate",
     "Cosine",
     "DataConfig",
-    "GraphConfig",
     "LinearWarmupExponentialDecay",
     "LossConfig",
     "ModelConfig",

@@ -42,18 +42,6 @@ class ModelConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
-class GraphConfig(Section):
-    """A neighbour rule other than the model's own."""
-
-    cutoff: Positive = Field(description="Å")
-    max_neighbors: int | None = Field(
-        default=None, ge=1, description="nearest kept per atom; all if null"
-    )
-    symmetric: bool = Field(
-        default=False, description="keep an edge only together with its reverse"
-    )
-
-
 class ReferencesConfig(Section):
     """Atomic reference energies, subtracted before training and added at prediction."""
 
@@ -89,8 +77,8 @@ class DataConfig(Section):
         default=0.05, ge=0, lt=1, description="held out where no split says so"
     )
     labelled_share: Fraction | None = Field(
-        default=None,
-        description="share of every batch drawn from labelled structures; null: as they come",
+        default=0.5,
+        description="least share of a batch drawn from labelled structures; null: as they come",
     )
     max_force: Positive | None = Field(
         default=None, description="eV/Å; structures above are dropped"
@@ -192,7 +180,6 @@ class StudentConfig(Section):
     """A whole training run. Without terms it trains a teacher, or the control."""
 
     model: ModelConfig = ModelConfig()
-    graph: GraphConfig | None = Field(default=None, description="null: the model's own rule")
     references: ReferencesConfig = ReferencesConfig()
     scale: Literal["auto"] | Positive = Field(
         default="auto", description="eV; auto: from the forces' RMS"

@@ -51,7 +51,9 @@ class PaiNNHyperparameters(Hyperparameters):
         envelope: how the basis goes to zero at the cutoff.
         envelope_exponent: of the polynomial envelope.
         direct_forces: forces from a head of their own; False takes the energy's gradient, which
-            costs about twice the time and conserves energy in dynamics.
+            costs about twice the time and conserves energy in dynamics. The filters' bias then
+            fades with the envelope: in the published model, made for direct forces, it stays, and
+            the energy jumps where a pair crosses the cutoff.
         num_elements: elements from hydrogen on that have an embedding. Published models: 83.
     """
 
@@ -176,4 +178,7 @@ class PaiNN(Model):
         source, target = batch.edge_index.unbind(0)
         norm = distance * math.sqrt(self.hyperparameters.hidden_channels)
         direction = (difference / norm.unsqueeze(-1)).t().contiguous().unsqueeze(-1)
-        return EdgeInputs(source, target, direction, self.radial_basis(distance))
+        envelope: Tensor | None = None
+        if self.conservative:
+            envelope = self.radial_basis.envelope_at(distance).unsqueeze(-1)
+        return EdgeInputs(source, target, direction, self.radial_basis(distance), envelope)

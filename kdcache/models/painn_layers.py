@@ -44,12 +44,14 @@ class EdgeInputs(NamedTuple):
         source, target: [n_edges] int64.
         direction: [3, n_edges, 1], unit vectors from target to source, divided by √H.
         radial: [n_edges, num_rbf].
+        envelope: [n_edges, 1], what the filters' bias is multiplied with; None leaves it constant.
     """
 
     source: Tensor
     target: Tensor
     direction: Tensor
     radial: Tensor
+    envelope: Tensor | None
 
 
 class Message(nn.Module):
@@ -79,7 +81,7 @@ class Message(nn.Module):
             edges: of the batch.
         """
         atoms = self.x_proj(self.x_layernorm(x))
-        filtered = atoms.index_select(0, edges.source) * self.rbf_proj(edges.radial)
+        filtered = atoms.index_select(0, edges.source) * self._filters(edges)
         scalars, along, outward = filtered.split(self.hidden_channels, dim=-1)
         message = edges.direction * outward
         if vector is None:
@@ -92,6 +94,13 @@ class Message(nn.Module):
         x = x.index_add(0, edges.target, scalars.to(x.dtype)) * (1.0 / math.sqrt(2.0))
         axes = axes.index_add(1, edges.target, message.to(x.dtype))
         return x, axes.transpose(0, 1)
+
+    def _filters(self, edges: EdgeInputs) -> Tensor:
+        if edges.envelope is None:
+            filters: Tensor = self.rbf_proj(edges.radial)
+            return filters
+        linear = functional.linear(edges.radial, self.rbf_proj.weight)
+        return linear + edges.envelope.to(linear.dtype) * self.rbf_proj.bias
 
 
 class Update(nn.Module):

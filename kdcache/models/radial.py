@@ -107,6 +107,10 @@ class RadialBasis(nn.Module):
         basis: Tensor = self.rbf(scaled)
         return self._envelope(scaled).unsqueeze(-1) * basis
 
+    def envelope_at(self, distance: Tensor) -> Tensor:
+        """[n_edges] Å to [n_edges]: 1 at an atom, 0 at the cutoff and beyond."""
+        return self._envelope(distance * self.inverse_cutoff)
+
     def _envelope(self, scaled: Tensor) -> Tensor:
         if self.envelope == "polynomial":
             p = self.exponent

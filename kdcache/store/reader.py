@@ -186,8 +186,11 @@ def open_store(path: str | Path) -> Store:
     if not (path / MANIFEST).is_file():
         raise StoreError(_why_no_store(path))
     manifest = read_manifest(path)
-    for name in (INDEX, ZARR):
-        _check_digest(path, name, manifest)
+    _check_digest(path, INDEX, manifest)
+    # A kill between the last two files of a commit leaves the root one teacher ahead of the
+    # manifest. Its writer puts that right when it is run again, and must be able to open the store.
+    if not unfinished_groups(path):
+        _check_digest(path, ZARR, manifest)
     index = read_index(path, manifest.dataset.n_structures)
     plan = plan_of(manifest, index, str(path))
     digest = index.dataset_digest()

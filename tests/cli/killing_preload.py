@@ -1,0 +1,9 @@
+"""What a killed dump would spend its time importing."""
+
+import kdcache.dump
+import kdcache.stream.loader
+import kdcache.teachers.native
+import kdcache_cli.dump
+import kdcache_cli.main
+
+__all__ = ["kdcache", "kdcache_cli"]
