@@ -163,9 +163,14 @@ def strategy_weights(texts: tuple[str, ...]) -> dict[str, float]:
         if name.strip() in found:
             raise ConfigError(f"--weight {name.strip()} is given twice. Give it once.")
         try:
-            found[name.strip()] = float(value)
-        except ValueError as error:
-            raise ConfigError(f"--weight {text} is not STRATEGY=NUMBER, e.g. n2n=50.") from error
+            weight = float(value)
+        except ValueError:
+            weight = -1.0
+        if not 0.0 <= weight < float("inf"):
+            raise ConfigError(
+                f"--weight {text} is not STRATEGY=NUMBER, the number 0 or more: n2n=50."
+            )
+        found[name.strip()] = weight
     return found
 
 

@@ -20,16 +20,19 @@ def test_the_whole_chain_on_real_data(shared: Path, tmp_path: Path) -> None:
     train, test = folder / "tiny_train.extxyz", folder / "tiny_test.extxyz"
     data, features = tmp_path / "data.zarr", tmp_path / "features.zarr"
     teacher, student, control = tmp_path / "teacher", tmp_path / "student", tmp_path / "control"
-    sizes = settings("training.max_steps=200", "training.eval_every=100", "training.batch_size=8",
-                     "optimizer.lr=0.01", "schedule.name=constant", "model.cutoff=5.0",
-                     "ema=null")  # fmt: skip
+    learned = ("training.max_steps=300", "training.eval_every=100", "training.batch_size=16",
+               "model.num_layers=2", "model.num_rbf=20", "model.cutoff=4.0", "ema=null",
+               "optimizer.lr=0.003", "optimizer.weight_decay=0", "schedule.name=constant",
+               "loss.energy_weight=30")  # fmt: skip
+    large = settings(*learned, "model.hidden_channels=16")
+    small = settings(*learned, "model.hidden_channels=8")
 
     said = kdcache("import", train, "-o", data, "--split", "val=0.1")
     assert "tiny_train.extxyz: energy from energy, forces from forces" in said
     assert "splits: train 360, val 40" in said
-    kdcache("train-student", data, "-o", teacher, "--preset", "painn", *sizes)
+    kdcache("train-student", data, "-o", teacher, "--preset", "painn", *large)
     kdcache("dump-teacher", data, "--teacher", teacher, "-o", features)
-    taught = ("train-student", features, "--preset", "painn-small", *sizes, "--labels", 0.1, "-o")
+    taught = ("train-student", features, "--preset", "painn-small", *small, "--labels", 0.1, "-o")
     kdcache(*taught, student, "--strategy", "n2n+vanilla1")
     kdcache(*taught, control, "--control")
     reports = {}
@@ -37,9 +40,10 @@ def test_the_whole_chain_on_real_data(shared: Path, tmp_path: Path) -> None:
         kdcache("evaluate", run, test, "--json", tmp_path / "report.json")
         reports[run] = json.loads((tmp_path / "report.json").read_text())
 
-    # A mean force has an error of 1.2 eV/Å here; whoever learned anything is below.
-    assert reports[teacher]["force_mae_mev_per_a"] < 1000
-    assert reports[student]["energy_mae_mev"] < reports[control]["energy_mae_mev"]
+    # Forces of zero would be off by 1200 meV/Å on these files.
+    forces = {run.name: reports[run]["force_mae_mev_per_a"] for run in reports}
+    assert forces["teacher"] < 700, forces
+    assert forces["student"] < forces["control"], forces
     assert "teacher teacher: painn" in kdcache("inspect", features)
     described = json.loads(kdcache("inspect", features, "--json"))
     assert (described["n_structures"], described["n_labelled"]) == (400, 400)

@@ -50,8 +50,8 @@ def moved(structures: list[Structure]) -> list[Structure]:
 Edit = Callable[[list[Structure]], list[Structure]]
 EDITS: list[tuple[Edit, str]] = [
     (other, "another dataset"),
-    (reordered, "reordered"),
-    (moved, "edited"),
+    (reordered, "the same structures in another order"),
+    (moved, "1 of 24 structures were edited"),
 ]
 
 
