@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from kdcache.errors import ConfigError, TrainingError
@@ -278,6 +278,9 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     partial = path.with_name(path.name + ".partial")
-    # Cloned: safetensors refuses tensors that share storage, as SchNet's tied keys do.
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial)
+    # Cloned: safetensors refuses tensors that share storage, as SchNet's tied keys do. Written by
+    # us: its own save_file leaves a file that only its owner can read.
+    partial.write_bytes(
+        save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
+    )
     os.replace(partial, path)

@@ -67,6 +67,11 @@ def find_references(store: Store, config: StudentConfig, selection: Selection) -
         elements = elements_of(store, np.concatenate([selection.train, selection.validation]))
         return isolated_references(_single_atoms(store, settings.file), elements.tolist())
     rows = selection.train_labelled
+    if not len(rows) and config.terms and store.teachers:
+        # Nothing to fit to: what the student learns are the teacher's energies, so in its frame.
+        name = config.terms[0].teacher_name or next(iter(store.teachers))
+        if name in store.teachers:
+            return dict(store.teachers[name].references)
     if not len(rows):
         raise DataError(
             f"{store.path} has no labelled training structures to fit reference energies to. "

@@ -206,6 +206,16 @@ def test_unlabelled_structures_are_taught_by_the_teacher(tmp_path: Path) -> None
     assert seen["n2n"] >= ids
 
 
+def test_a_store_without_any_label_is_learnt_in_the_teachers_frame(tmp_path: Path) -> None:
+    store = make_store(tmp_path, 24, unlabelled=range(24))
+    teacher = make_teacher(tmp_path)
+    dump(store, teacher)
+    config = student("training.max_steps=5", strategy="vanilla1")
+    assert train_student(store.path, tmp_path / "run", config) is not None
+    assert teacher.references
+    assert load_potential(tmp_path / "run").references == dict(teacher.references)
+
+
 def test_a_batch_without_any_label_moves_the_student(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     dump(store, make_teacher(tmp_path))

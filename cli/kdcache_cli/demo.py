@@ -44,14 +44,16 @@ def demo_command(quick: bool, output: Path, json_file: Path | None, seed: int) -
         made = catalyst_structures(recipe.n_structures, seed, progress=bars)
         write_inputs(output, recipe, made)
     planned = steps(output, recipe)
+    done = output / "done.txt"  # each command goes on by itself where it was killed
     for step in planned:
-        if step.makes.exists():
+        if done.is_file() and step.command in done.read_text().splitlines():
             continue
         click.secho(f"\n# {step.title}", fg="green")
         click.secho(f"$ {step.command}", bold=True)
         main.main(list(step.arguments), prog_name="kdcache", standalone_mode=False)
-    reports = [step.makes for step in planned if step.makes.suffix == ".json"]
-    reports = [path for path in reports if path.name != "model.json"]
+        with done.open("a") as file:
+            file.write(step.command + "\n")
+    reports = [step.report for step in planned if step.report is not None]
     found = rows({path.stem: json.loads(path.read_text()) for path in reports})
     picture = output / "demo.png"
     draw(picture, found, {row.name: output / row.name / "metrics.csv" for row in found})

@@ -47,12 +47,12 @@ class Step:
     Attributes:
         title: what it does, in a line.
         arguments: of `kdcache`.
-        makes: a file or directory that exists once it is done.
+        report: the JSON file of an evaluation, named after its model; None for other steps.
     """
 
     title: str
     arguments: tuple[str, ...]
-    makes: Path
+    report: Path | None = None
 
     @property
     def command(self) -> str:
@@ -137,12 +137,10 @@ def steps(directory: Path, recipe: Recipe) -> list[Step]:
         Step(
             "read the dataset into a store",
             ("import", at("structures.extxyz"), "-o", at("data.zarr"), "--cutoff", str(CUTOFF)),
-            directory / "data.zarr" / "manifest.json",
         ),
         Step(
             "train a teacher on all labels",
             ("train-student", at("data.zarr"), "-o", at("teacher"), "--config", at("teacher.yaml")),
-            directory / "teacher" / "model.json",
         ),
         evaluation("teacher"),
         Step(
@@ -151,17 +149,15 @@ def steps(directory: Path, recipe: Recipe) -> list[Step]:
                 *("dump-teacher", at("data.zarr"), "--teacher", at("teacher")),
                 *("-o", at("features.zarr"), "--name", "painn"),
             ),
-            directory / "features.zarr" / "manifest.json",
         ),
         Step(
             "control: a student that sees few labels and no teacher",
             (*student, "-o", at("control"), "--control", *labels),
-            directory / "control" / "model.json",
         ),
         evaluation("control"),
     ]
     for strategy in STRATEGIES:
         command = (*student, "-o", at(strategy), "--strategy", strategy, *labels)
         title = f"the same student with the teacher's features: {strategy}"
-        found += [Step(title, command, directory / strategy / "model.json"), evaluation(strategy)]
+        found += [Step(title, command), evaluation(strategy)]
     return found

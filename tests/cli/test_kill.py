@@ -77,3 +77,19 @@ def test_a_dump_that_is_killed_again_and_again_ends_the_same(
     assert kills > 1
     assert read_manifest(store).root_digest == read_manifest(other).root_digest
     assert digests(store) == digests(other)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("commit", [1, 2])
+def test_a_kill_between_the_last_two_files_of_a_commit_is_made_good(
+    commit: int, few: Path, teacher: Path, tmp_path: Path
+) -> None:
+    # First the structures are committed, then the teacher; each time the root, then the manifest.
+    store = tmp_path / "features.zarr"
+    command = ["dump-teacher", few, "--teacher", teacher, "-o", store, *DUMP]
+    killed = run(command, store, kill_at=commit, renaming_to="/manifest.json")
+    assert killed == -signal.SIGKILL
+    if commit == 2:
+        assert "unfinished: teachers/teacher" in kdcache("inspect", store)
+    kdcache(*command)
+    assert "the store is whole" in kdcache("verify", store, "--data", few)
