@@ -1,7 +1,8 @@
 """One pass of a teacher over the structures of a store, its features written beside them.
 
 Reading, computing and writing overlap on threads. Batches are cut within a block, so the bytes of
-a shard depend on the store's order and the teacher alone, not on where a killed dump went on.
+a shard depend on the store's order and the teacher alone, not on where a killed dump went on;
+bitwise on one machine with one number of threads, as floating-point sums go.
 """
 
 from __future__ import annotations
