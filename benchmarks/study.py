@@ -169,8 +169,8 @@ def summary(results: Sequence[Mapping[str, Any]], teacher: Mapping[str, float]) 
             f"{100 * labels:g} % of the labels, {len(control)} seeds; test errors, energy meV / "
             f"forces meV/Å:",
             "",
-            "| strategy | after 25 % | after 50 % | energy | forces | gap closed E / F | train s |",
-            "|---|---|---|---|---|---|---|",
+            "| strategy | after 25 % | after 50 % | energy | forces | gap closed E / F |",
+            "|---|---|---|---|---|---|",
         ]
         for strategy in dict.fromkeys(r["strategy"] for r in chosen):
             rows = [r for r in chosen if r["strategy"] == strategy]
@@ -186,9 +186,8 @@ def summary(results: Sequence[Mapping[str, Any]], teacher: Mapping[str, float]) 
                 for key in ERRORS
             )
             gaps = " / ".join(f"{100 * share:.0f} %" for share in closed)
-            seconds = statistics.mean(r["training_seconds"] for r in rows)
             cells = [strategy, *early, *(spread(final[key]) for key in ERRORS), gaps]
-            lines.append(f"| {' | '.join(cells)} | {seconds:.0f} |")
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
