@@ -74,7 +74,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{self.strategy}-labels{100 * self.labels:g}-seed{self.seed}"
+        name = self.strategy.replace(", ", "-")
+        return f"{name}-labels{100 * self.labels:g}-seed{self.seed}"
 
 
 def student_config(study: Study, job: Job) -> StudentConfig:
@@ -90,6 +91,9 @@ def student_config(study: Study, job: Job) -> StudentConfig:
             *study.few_labels.get(job.labels, ()),
         ],
     )
+    if job.strategy == "control, annealed":
+        # The ground truth's weights rise as in "annealed", without a teacher.
+        return apply_strategy(apply_strategy(config, "annealed"), "control")
     parts = ANNEALED_TERMS if job.strategy == "annealed" else job.strategy.split("+")
     weights = {name: study.weights[name] for name in parts if name in study.weights}
     return apply_strategy(config, job.strategy, weights=weights)
@@ -201,7 +205,7 @@ def run_study(
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--strategies", default=",".join(strategies))
+    parser.add_argument("--strategies", default=";".join(strategies), help="separated by ;")
     parser.add_argument("--labels", type=float, nargs="*", default=list(labels))
     given = parser.parse_args()
     directory: Path = given.output
@@ -213,7 +217,7 @@ def run_study(
         Job(strategy, share, seed, given.steps)
         for seed in range(given.seeds)
         for share in given.labels
-        for strategy in given.strategies.split(",")
+        for strategy in given.strategies.split(";")
     ]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.processes, mp_context=spawn) as pool:
