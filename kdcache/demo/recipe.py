@@ -37,7 +37,7 @@ class Recipe:
 
 
 FULL = Recipe(n_structures=2000, teacher_steps=2500, student_steps=1500, labels=0.1)
-QUICK = Recipe(n_structures=500, teacher_steps=500, student_steps=250, labels=0.1)
+QUICK = Recipe(n_structures=450, teacher_steps=400, student_steps=200, labels=0.1)
 
 
 @dataclass(frozen=True, slots=True)
