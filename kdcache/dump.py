@@ -21,9 +21,8 @@ import torch
 import kdcache
 from kdcache.errors import ConfigError, StoreError, did_you_mean
 from kdcache.fields import Codec, FieldSpec
-from kdcache.ingest import ImportOptions, import_dataset
+from kdcache.ingest import ImportOptions, check_dataset, import_dataset
 from kdcache.progress import Progress, silent
-from kdcache.readers import read_structures
 from kdcache.store import GroupWriter, Store, TeacherEntry, add_teacher, open_store
 from kdcache.store.manifest import MANIFEST
 from kdcache.store.work import WORK, unfinished_groups
@@ -177,11 +176,12 @@ def _run(
 ) -> int:
     pending = writer.pending_shards()
     plan = store.plan
-    counts = [len(range(*plan.shard_structures(s).indices(len(store.index)))) for s in pending]
+    shards = [plan.shard_structures(shard) for shard in pending]
+    n_pending = sum(int(rows.stop - rows.start) for rows in shards)
     with (
         ThreadPoolExecutor(1, thread_name_prefix="kdcache-read") as reading,
         ThreadPoolExecutor(1, thread_name_prefix="kdcache-write") as writing,
-        progress(f"dump {options.name}", sum(counts), "structures") as advance,
+        progress(f"dump {options.name}", n_pending, "structures") as advance,
     ):
         written: Future[Any] | None = None
         for shard in pending:
@@ -196,16 +196,14 @@ def _run(
             written = writing.submit(writer.write_shard, shard, whole)
         if written is not None:
             written.result()
-    return sum(counts)
+    return n_pending
 
 
 def _shard_windows(
     store: Store, reader: WindowReader, shard: int, pool: ThreadPoolExecutor
 ) -> Iterator[Window]:
     """The blocks of a shard one by one, the next read while one is computed."""
-    plan = store.plan
-    first = shard * plan.blocks_per_shard
-    blocks = range(first, min(first + plan.blocks_per_shard, plan.n_blocks))
+    blocks = store.plan.shard_blocks(shard)
     ahead: Future[Window] | None = None
     for block in blocks:
         window = ahead.result() if ahead else reader.read(np.array([block]))
@@ -287,13 +285,7 @@ def open_or_import(
             f"name another store, or add to it with --into {path} --name {name}."
         )
     if data and not _is_same(data, path):
-        hashes, ids = [], []
-        with progress("check the dataset", len(store.index), "structures") as advance:
-            for structure in read_structures(data, options.read):
-                hashes.append(structure.content_hash())
-                ids.append(structure.structure_id)
-                advance()
-        store.check_dataset(hashes, ids)
+        check_dataset(store, data, options.read, progress=progress)
     return path
 
 

@@ -119,6 +119,28 @@ def import_dataset(
     return open_store(output)
 
 
+def check_dataset(
+    store: Store,
+    sources: Source | Sequence[Source],
+    read: ReadOptions,
+    *,
+    progress: Progress = silent,
+) -> None:
+    """Refuse a store that was made from another dataset than `sources`.
+
+    Raises:
+        IdentityError: naming the first structure that differs.
+        DataError: a structure that cannot be used.
+    """
+    hashes, ids = [], []
+    with progress("check the dataset", len(store.index), "structures") as advance:
+        for structure in read_structures(sources, read):
+            hashes.append(structure.content_hash())
+            ids.append(structure.structure_id)
+            advance()
+    store.check_dataset(hashes, ids)
+
+
 def _fill(
     writer: SpoolWriter,
     dataset: Dataset,

@@ -25,7 +25,7 @@ from kdcache.references import fit_references, isolated_references, parse_refere
 from kdcache.selection import Selection, composition, elements_of
 from kdcache.store import Store
 from kdcache.stream.neighbors import block_rows
-from kdcache.stream.window import reference_table
+from kdcache.stream.window import reference_table, reference_totals
 from kdcache.structures import IntArray, Structure
 
 log = logging.getLogger(__name__)
@@ -144,10 +144,11 @@ def _field_rms(
             values = store.read(f"teachers/{name}", blocks).astype(np.float64)
             if store.spec(f"teachers/{name}").unit == "eV":
                 numbers = store.read("structures/atomic_numbers", blocks)
-                reference = reference_table(references)[numbers]
+                table = reference_table(references)
                 if store.spec(f"teachers/{name}").level == "structure":
                     n_atoms = store.index.n_atoms[block_rows(store, blocks.tolist())]
-                    reference = np.add.reduceat(reference, np.cumsum(n_atoms) - n_atoms)
-                values -= reference
+                    values -= reference_totals(numbers, n_atoms, table)
+                else:
+                    values -= table[numbers]
             found[name] = float(np.sqrt((values**2).mean()))
     return found

@@ -291,8 +291,9 @@ class Trainer:
         if not (energy or forces):
             # Taught by a teacher alone: a score of 0 throughout would keep the first model.
             energy = forces = 1.0
-        per_atom = metrics.energy_mae_mev_per_atom if loss.energy_per_atom else None
-        energy_error = metrics.energy_mae_mev if per_atom is None else per_atom
+        energy_error = metrics.energy_mae_mev
+        if loss.energy_per_atom:
+            energy_error = metrics.energy_mae_mev_per_atom
         return energy * energy_error + forces * metrics.force_mae_mev_per_a
 
     def state(self) -> State:

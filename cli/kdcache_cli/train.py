@@ -42,6 +42,8 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     from kdcache.checkpoint import check_run_directory
     from kdcache.config import StudentConfig, load_config
     from kdcache.distill.strategies import apply_strategy
+    from kdcache.ingest import check_dataset
+    from kdcache.store import open_store
     from kdcache.train import train_student
 
     read = read_options(values)
@@ -76,7 +78,7 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     if values["control"]:
         config = apply_strategy(config, "control")
     if values["check_data"]:
-        check_dataset(store, list(values["check_data"]), read)
+        check_dataset(open_store(store), list(values["check_data"]), read, progress=bars)
     result = train_student(
         store,
         output,
@@ -102,7 +104,7 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
 
 def as_store(data: list[str], imported: Path, read: Any) -> Path:
     """The store that DATA is, or one imported from its files beside the run."""
-    from kdcache.ingest import ImportOptions, import_dataset
+    from kdcache.ingest import ImportOptions, check_dataset, import_dataset
     from kdcache.readers import read_structures
     from kdcache.store import open_store
 
@@ -111,7 +113,7 @@ def as_store(data: list[str], imported: Path, read: Any) -> Path:
     read_structures(data, read)  # says what is missing before anything is made
     if (imported / "manifest.json").is_file() and not (imported / ".work").exists():
         try:
-            check_dataset(imported, data, read)
+            check_dataset(open_store(imported), data, read, progress=bars)
         except IdentityError as error:
             raise IdentityError(
                 f"{imported.parent} was begun with other data. {error} Or name another directory."
@@ -172,15 +174,3 @@ def strategy_weights(texts: tuple[str, ...]) -> dict[str, float]:
             )
         found[name.strip()] = weight
     return found
-
-
-def check_dataset(store: Path, data: list[str], read: Any) -> None:
-    """Refuse a store that was made from another dataset."""
-    from kdcache.readers import read_structures
-    from kdcache.store import open_store
-
-    hashes, ids = [], []
-    for structure in read_structures(data, read):
-        hashes.append(structure.content_hash())
-        ids.append(structure.structure_id)
-    open_store(store).check_dataset(hashes, ids)
