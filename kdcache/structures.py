@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ IntArray = npt.NDArray[np.int64]
 
 CONTENT_HASH_BYTES = 16
 MAX_ATOMIC_NUMBER = 118
+# What an atom counts as where nothing is said: an adsorbate, as Open Catalyst treats molecules.
+DEFAULT_TAG = 2
 
 
 @dataclass(slots=True)
@@ -44,6 +46,9 @@ class Structure:
         weight: weight in the ground-truth loss.
         group: what errors are reported by (config_type, reaction, sid); "" for none.
         split: "train", "val", "test" or "" where the dataset does not say.
+        tags: [n_atoms] uint8, 0 below the surface, 1 surface, 2 adsorbate (or no surface at all);
+            None counts as 2.
+        fixed: [n_atoms] bool, atoms held in place; None counts as free.
     """
 
     structure_id: str
@@ -57,16 +62,19 @@ class Structure:
     weight: float = 1.0
     group: str = ""
     split: str = ""
+    tags: npt.NDArray[np.uint8] | None = None
+    fixed: npt.NDArray[np.bool_] | None = None
 
     @property
     def n_atoms(self) -> int:
         return len(self.atomic_numbers)
 
     def content_hash(self) -> bytes:
-        """SHA-256 of what the teacher sees, cut to 16 bytes: numbers, positions, cell, pbc.
+        """SHA-256 of what the teacher sees, cut to 16 bytes: numbers, positions, cell, pbc, tags.
 
         Little-endian int32 count, int32 numbers, float64 positions and cell, one byte per pbc flag;
-        negative zeros count as zeros. The same bytes on every machine.
+        negative zeros count as zeros. Then one byte per tag, where any is not 2. The same bytes on
+        every machine.
         """
         digest = hashlib.sha256(np.array(self.n_atoms, "<i4").tobytes())
         digest.update(self.atomic_numbers.astype("<i4").tobytes())
@@ -74,6 +82,9 @@ class Structure:
         digest.update((self.positions + 0.0).astype("<f8").tobytes())
         digest.update((self.cell + 0.0).astype("<f8").tobytes())
         digest.update(self.pbc.astype("u1").tobytes())
+        # Without tags every atom counts as 2, so both spellings of that are one structure.
+        if self.tags is not None and (self.tags != DEFAULT_TAG).any():
+            digest.update(self.tags.astype("u1").tobytes())
         return digest.digest()[:CONTENT_HASH_BYTES]
 
 
@@ -111,6 +122,9 @@ def check_structure(structure: Structure, where: str, *, unlabelled: bool = Fals
     ]
     if structure.forces is not None:
         expected.append(("forces", structure.forces, (n_atoms, 3)))
+    for name, flags in (("tags", structure.tags), ("fixed", structure.fixed)):
+        if flags is not None:
+            expected.append((name, flags, (n_atoms,)))
     for name, array, shape in expected:
         if array.shape != shape:
             raise DataError(f"{where}: {name} must be {list(shape)}, got {list(array.shape)}.")
@@ -136,6 +150,18 @@ def check_structure(structure: Structure, where: str, *, unlabelled: bool = Fals
         )
 
 
+class Graph(NamedTuple):
+    """One neighbour list of a batch.
+
+    Attributes:
+        edge_index: [2, n_edges] int64, source and target, atoms counted within the batch.
+        edge_shift: [n_edges, 3], integers in the dtype of positions.
+    """
+
+    edge_index: Tensor
+    edge_shift: Tensor
+
+
 @dataclass(slots=True)
 class Batch:
     """Structures concatenated along their atoms, ready for a model.
@@ -152,7 +178,12 @@ class Batch:
         energy: [n_structures] eV, NaN without a label; None where none was asked for.
         forces: [n_atoms, 3] eV/Å, NaN without a label; None where none was asked for.
         weight: [n_structures], weight in the ground-truth loss; None counts as ones.
+        origin_weight: [n_structures], weight by origin in every loss, contained in `weight`; None
+            where nothing is mixed.
         teacher: teacher fields as "teacher name/field name", rows by the field's level.
+        graphs: further neighbour lists by name, for models that need more than one.
+        tags: [n_atoms] uint8, 0 below the surface, 1 surface, 2 adsorbate; None where unknown.
+        fixed: [n_atoms] bool, atoms held in place; None where unknown.
         rows: [n_structures] the structures' rows in the store or dataset they came from.
     """
 
@@ -167,7 +198,11 @@ class Batch:
     energy: Tensor | None = None
     forces: Tensor | None = None
     weight: Tensor | None = None
+    origin_weight: Tensor | None = None
     teacher: dict[str, Tensor] = field(default_factory=dict)
+    graphs: dict[str, Graph] = field(default_factory=dict)
+    tags: Tensor | None = None
+    fixed: Tensor | None = None
     rows: IntArray | None = None
 
     @property
@@ -185,10 +220,13 @@ class Batch:
             wanted = dtype if tensor.is_floating_point() else None
             return tensor.to(device=device, dtype=wanted, non_blocking=True)
 
-        changed: dict[str, Any] = {"teacher": {k: moved(v) for k, v in self.teacher.items()}}
+        changed: dict[str, Any] = {
+            "teacher": {k: moved(v) for k, v in self.teacher.items()},
+            "graphs": {k: Graph(*map(moved, v)) for k, v in self.graphs.items()},
+        }
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name not in ("teacher", "rows", "n_structures") and value is not None:
+            if item.name not in (*changed, "rows", "n_structures") and value is not None:
                 changed[item.name] = moved(value)
         return replace(self, **changed)
 

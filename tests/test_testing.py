@@ -29,6 +29,7 @@ from kdcache.structures import Batch, ModelOutput, Structure
 from kdcache.teachers import NativeTeacher
 from kdcache.testing import check_reader, check_student, check_teacher, sample_structures
 from tests.readers.identity import as_atoms, numbered_structure
+from tests.readers.lmdb_files import write_lmdb
 
 PAINN = {"name": "painn", "hidden_channels": 8, "num_layers": 1, "num_rbf": 6, "cutoff": 3.0}
 SCHNET = {"name": "schnet", "hidden_channels": 8, "num_filters": 8, "num_interactions": 1,
@@ -235,6 +236,10 @@ def write_store(path: Path) -> None:
     import_dataset(source, path)
 
 
+def write_open_catalyst(path: Path) -> None:
+    write_lmdb(path, [numbered_structure(s) for s in range(4)])
+
+
 FILES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "extxyz": ("a.extxyz", write_extxyz),
     "ase": ("a.traj", write_extxyz),
@@ -242,6 +247,7 @@ FILES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "npz": ("a.npz", write_rmd17),
     "hdf5": ("a.h5", write_ani),
     "parquet": ("a.parquet", write_parquet),
+    "ocp-lmdb": ("a.lmdb", write_open_catalyst),
     "store": ("a.zarr", write_store),
 }
 
@@ -251,7 +257,7 @@ def test_built_in_readers_keep_the_contract(name: str, tmp_path: Path) -> None:
     file, write = FILES[name]
     write(tmp_path / file)
     reader: Reader = lookup("kdcache.readers", name)  # type: ignore[assignment]
-    check_reader(reader, tmp_path / file, ReadOptions(energy_unit="eV"))
+    check_reader(reader, tmp_path / file, ReadOptions(energy_unit="eV", allow_pickle=True))
 
 
 def read_two(path: Path, options: ReadOptions, keys: LabelKeys, /) -> Iterator[Structure]:

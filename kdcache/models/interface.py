@@ -6,6 +6,7 @@ Invariant: a model never searches neighbours and never waits for the device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -56,8 +57,13 @@ class Model(nn.Module):
 
     @property
     def graph_rule(self) -> GraphRule:
-        """The neighbour list it expects in a batch."""
+        """The neighbour list it expects in a batch; edge features have its edges as rows."""
         raise NotImplementedError
+
+    @property
+    def further_graphs(self) -> Mapping[str, GraphRule]:
+        """Other neighbour lists it expects, in `Batch.graphs` by these names."""
+        return {}
 
     @property
     def max_atomic_number(self) -> int:

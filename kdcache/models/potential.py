@@ -73,6 +73,11 @@ class Potential(nn.Module):
         """The neighbour list it expects in a batch."""
         return self.model.graph_rule
 
+    @property
+    def further_graphs(self) -> Mapping[str, GraphRule]:
+        """Other neighbour lists it expects, by name."""
+        return self.model.further_graphs
+
     def forward(self, batch: Batch) -> ModelOutput:
         """Energies in eV relative to the references, forces in eV/Å, features as the model's.
 

@@ -95,6 +95,8 @@ class SchNet(Model):
             )
             for _ in range(sizes.num_interactions)
         )
+        # What an interaction returns is an increment; here the features after it can be tapped.
+        self.states = nn.ModuleList(nn.Identity() for _ in range(sizes.num_interactions))
         self.lin1 = nn.Linear(sizes.hidden_channels, sizes.hidden_channels // 2)
         self.act = ShiftedSoftplus()
         self.lin2 = nn.Linear(sizes.hidden_channels // 2, 1)
@@ -133,8 +135,8 @@ class SchNet(Model):
         distance = torch.linalg.vector_norm(edge_vectors(batch), dim=-1)
         expanded = self.distance_expansion(distance)
         x: Tensor = self.embedding(batch.atomic_numbers)
-        for interaction in self.interactions:
-            x = x + interaction(x, batch.edge_index, distance, expanded)
+        for interaction, state in zip(self.interactions, self.states, strict=True):
+            x = state(x + interaction(x, batch.edge_index, distance, expanded))
         # bfloat16 would leave three digits to what is compared with labels.
         with torch.autocast(x.device.type, enabled=False):
             atomic_energy = self.lin2(self.act(self.lin1(x))).squeeze(-1)

@@ -1,69 +1,27 @@
 """Features from inside a model, by the path of the module that makes them.
 
-A tap is written `kind/name=path`, as in `node/msg2=message_layers.2`.
-Invariant: tapping changes nothing of what the model computes.
+How a tap is written is `kdcache.taps`'. Invariant: tapping changes nothing of what the model
+computes.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self, cast, get_args
+from typing import Self
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kdcache.errors import ConfigError, did_you_mean
+from kdcache.errors import ConfigError
+from kdcache.fields import FieldSpec
 from kdcache.structures import Batch
+from kdcache.taps import KINDS, Tap, TapKind
 
-TapKind = Literal["node", "vector", "edge"]
-_NOTATION = re.compile(r"(?P<kind>\w+)/(?P<name>[a-z0-9_]+)=(?P<path>[\w.]+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Tap:
-    """One module to listen to.
-
-    Attributes:
-        kind: node [n_atoms, C], vector [n_atoms, 3, C] or edge [n_edges, C]; chooses among the
-            tensors that the module returns.
-        name: lower-case letters, digits and underscores.
-        path: of the module, as in `model.named_modules()`.
-    """
-
-    kind: TapKind
-    name: str
-    path: str
-
-    @property
-    def field(self) -> str:
-        """The name of the field it fills."""
-        return f"{self.kind}_{self.name}"
-
-    @classmethod
-    def parse(cls, text: str) -> Tap:
-        """The tap that `kind/name=path` writes.
-
-        Raises:
-            ConfigError: another notation, or an unknown kind.
-
-        Example:
-            >>> Tap.parse("node/msg2=message_layers.2").field
-            'node_msg2'
-        """
-        found = _NOTATION.fullmatch(text)
-        if found is None:
-            raise ConfigError(
-                f"tap {text!r} is not written kind/name=path. "
-                "Write, for example, node/msg2=message_layers.2."
-            )
-        kind = found["kind"]
-        if kind not in get_args(TapKind):
-            hint = did_you_mean(kind, get_args(TapKind))
-            raise ConfigError(f"tap {text!r} has unknown kind {kind!r}: {hint}.")
-        return cls(cast(TapKind, kind), found["name"], found["path"])
+__all__ = ["Tap", "Taps", "block_taps", "tap_spec"]
 
 
 class Taps:
@@ -93,7 +51,7 @@ class Taps:
             if tap.path not in modules:
                 raise ConfigError(
                     f"tap {tap.field} names {tap.path!r}, which is no module of the model: "
-                    f"{did_you_mean(tap.path, modules)}."
+                    f"{_nearest(tap.path, modules)}"
                 )
             if tap.field in fields:
                 raise ConfigError(f"two taps fill {tap.field}. Give one of them another name.")
@@ -149,6 +107,57 @@ class Taps:
         return _Keep(self._captured, path)
 
 
+def tap_spec(tap: Tap, width: int, dtype: str) -> FieldSpec:
+    """The field a tap fills.
+
+    Args:
+        tap: of any kind.
+        width: channels.
+        dtype: of the model's numbers.
+    """
+    vector = tap.kind == "vector"
+    return FieldSpec(
+        tap.field,
+        "edge" if tap.kind == "edge" else "atom",
+        (3, width) if vector else (width,),
+        dtype,
+        symmetry="vector" if vector else "invariant",
+    )
+
+
+def block_taps(model: nn.Module, run: Callable[[], object], batch: Batch) -> tuple[Tap, ...]:
+    """A tap on everything that each block of a model returns: what stands in its lists of modules.
+
+    Args:
+        model: with its blocks in lists right below it, as message_layers.0, message_layers.1, …
+        run: a forward pass of the model over `batch`.
+        batch: whose counts of atoms and edges differ, or kinds would be mistaken.
+
+    Returns:
+        In the order they ran: node, vector and edge taps named by their path. A block that
+        returns several of one kind gives its first.
+    """
+    blocks = {
+        f"{name}.{k}": block
+        for name, child in model.named_children()
+        if isinstance(child, nn.ModuleList)
+        for k, block in child.named_children()
+    }
+    captured: dict[str, object] = {}
+    handles = [block.register_forward_hook(_Keep(captured, path)) for path, block in blocks.items()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(
+        Tap(kind, re.sub(r"[^a-z0-9]+", "_", path.lower()), path)
+        for path, output in captured.items()
+        for kind in KINDS
+        if any(_fits(kind, tensor, batch) for tensor in _tensors(output))
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Keep:
     """A forward hook that keeps the module's output."""
@@ -158,6 +167,14 @@ class _Keep:
 
     def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
         self.captured[self.path] = output
+
+
+def _nearest(path: str, modules: Mapping[str, nn.Module]) -> str:
+    """The nearest modules, or what stands on the first level: all would be hundreds."""
+    near = difflib.get_close_matches(path, modules, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"Its parts are {', '.join(name for name in modules if '.' not in name)}."
 
 
 def _tensors(output: object) -> Iterator[Tensor]:

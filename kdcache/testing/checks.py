@@ -61,6 +61,7 @@ def check_teacher(
         compute=teacher.compute,
         specs=specs,
         rule=teacher.graph_rule,
+        further=teacher.further_graphs,
         dtype=teacher.dtype,
         device=device,
         references=teacher.references,
@@ -107,13 +108,14 @@ def check_student(
         compute=compute,
         specs=specs,
         rule=model.graph_rule,
+        further=model.further_graphs,
         dtype=dtype,
         device="cpu",
         references={},
         tolerance=tolerance or TOLERANCE.get(dtype, 1e-2),
     ).check(chosen)
     model.train()
-    batch = collate(chosen, model.graph_rule).to("cpu", dtype)
+    batch = collate(chosen, model.graph_rule, further=model.further_graphs).to("cpu", dtype)
     for name in ("energy", "forces"):
         model.zero_grad(set_to_none=True)
         value = compute(batch)[name]

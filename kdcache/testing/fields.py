@@ -50,6 +50,7 @@ class FieldCheck:
     compute: Compute
     specs: Mapping[str, FieldSpec]
     rule: GraphRule
+    further: Mapping[str, GraphRule]
     dtype: torch.dtype
     device: str
     references: Mapping[int, float]
@@ -87,7 +88,7 @@ class FieldCheck:
     def run(self, structures: list[Structure]) -> dict[str, FloatArray]:
         """Fields of a batch without their references, after what one call must satisfy."""
         dtype = np.float64 if self.dtype == torch.float64 else np.float32
-        batch = collate(structures, self.rule, dtype).to(self.device)
+        batch = collate(structures, self.rule, dtype, further=self.further).to(self.device)
         before = {f.name: getattr(batch, f.name) for f in fields(batch)}
         copies = {k: v.clone() for k, v in before.items() if isinstance(v, Tensor)}
         found = self.compute(batch)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from kdcache.graphs import GraphRule, neighbor_list
 from kdcache.models import Model, build_model
+from kdcache.models.gemnet_oc import GemNetOCHyperparameters
 from kdcache.models.weights import load_weights
-from kdcache.structures import Batch
+from kdcache.structures import Batch, Graph
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,24 @@ def crystal(seed: int = 0) -> Atoms:
 
 
 def make_batch(
-    structures: Sequence[Atoms], rule: GraphRule, dtype: torch.dtype = torch.float64
+    structures: Sequence[Atoms],
+    rule: GraphRule,
+    dtype: torch.dtype = torch.float64,
+    further: Mapping[str, GraphRule] | None = None,
 ) -> Batch:
     """A batch with our own neighbour lists."""
     sizes = [len(s.atomic_numbers) for s in structures]
     first = np.cumsum([0, *sizes])
-    lists = [neighbor_list(s.positions, s.cell, s.pbc, rule) for s in structures]
-    index = np.concatenate([e.edge_index + p for e, p in zip(lists, first, strict=False)], axis=1)
-    shift = np.concatenate([e.edge_shift for e in lists])
+
+    def graph(rule: GraphRule) -> Graph:
+        lists = [neighbor_list(s.positions, s.cell, s.pbc, rule) for s in structures]
+        parts = [e.edge_index + p for e, p in zip(lists, first, strict=False)]
+        return Graph(
+            torch.tensor(np.concatenate(parts, axis=1), dtype=torch.int64),
+            torch.tensor(np.concatenate([e.edge_shift for e in lists]), dtype=dtype),
+        )
+
+    main = graph(rule)
     return Batch(
         atomic_numbers=torch.tensor(np.concatenate([s.atomic_numbers for s in structures])),
         positions=torch.tensor(np.concatenate([s.positions for s in structures]), dtype=dtype),
@@ -69,8 +80,9 @@ def make_batch(
         pbc=torch.tensor(np.stack([s.pbc for s in structures])),
         structure_index=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
         n_structures=len(sizes),
-        edge_index=torch.tensor(index, dtype=torch.int64),
-        edge_shift=torch.tensor(shift, dtype=dtype),
+        edge_index=main.edge_index,
+        edge_shift=main.edge_shift,
+        graphs={name: graph(its_rule) for name, its_rule in (further or {}).items()},
     )
 
 
@@ -105,9 +117,10 @@ def golden_case(directory: Path, dtype: torch.dtype) -> Golden:
     precision = "float64" if dtype == torch.float64 else "float32"
     outputs = np.load(directory / f"outputs_{precision}.npz")
     expected = {name: torch.tensor(outputs[name]) for name in outputs.files}
-    return Golden(
-        model, make_batch(structures, model.graph_rule, dtype), expected, weights, directory
-    )
+    batch = make_batch(structures, model.graph_rule, dtype, model.further_graphs)
+    if model.further_graphs:
+        batch = replace(batch, tags=torch.tensor(inputs["tags"], dtype=torch.uint8))
+    return Golden(model, batch, expected, weights, directory)
 
 
 def _model_config(name: str, constructor: dict[str, object]) -> dict[str, object]:
@@ -117,6 +130,8 @@ def _model_config(name: str, constructor: dict[str, object]) -> dict[str, object
         limit = 50 if constructor["use_pbc"] else None  # 50 is fixed there
         sizes = {key: constructor[key] for key in names}
         return {"name": "schnet", "max_neighbors": limit, **sizes}
+    if name == "gemnet_oc":
+        return _gemnet_config(constructor)
     names = ("hidden_channels", "num_layers", "num_rbf", "cutoff", "max_neighbors")
     sizes = {key: constructor[key] for key in names}
     rbf, envelope = constructor["rbf"], constructor["envelope"]
@@ -129,6 +144,14 @@ def _model_config(name: str, constructor: dict[str, object]) -> dict[str, object
         "envelope": envelope["name"],
         **sizes,
     }
+
+
+def _gemnet_config(constructor: dict[str, object]) -> dict[str, object]:
+    nested = {key: constructor[key] for key in ("rbf", "envelope", "cbf", "sbf")}
+    chosen = {key: value["name"] for key, value in nested.items() if isinstance(value, dict)}
+    known = set(GemNetOCHyperparameters.model_fields) - {"output_init"}
+    sizes = {key: value for key, value in constructor.items() if key in known}
+    return {"name": "gemnet-oc", "num_elements": 83, **sizes, **chosen}
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from kdcache.config import load_config
 from kdcache.errors import ConfigError
@@ -11,8 +12,10 @@ from kdcache.models.presets import PRESETS, find_preset
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_valid_layer_of_a_configuration(name: str) -> None:
     config = load_config(base=find_preset(name).config())
-    model = build_model({"name": config.model.name, **config.model.hyperparameters})
-    assert model.name == name.split("-")[0]
+    # No numbers are needed, and the largest take seconds.
+    with torch.device("meta" if "gemnet" in name else "cpu"):
+        model = build_model({"name": config.model.name, **config.model.hyperparameters})
+    assert name.startswith(model.name)
     assert config.loss.forces_weight.points == ((0.0, 100.0),)
 
 

@@ -6,11 +6,12 @@ from torch import Tensor, nn
 
 from kdcache.errors import ConfigError
 from kdcache.models import Model, build_model
-from kdcache.models.taps import Tap, Taps
+from kdcache.models.taps import Tap, Taps, block_taps, tap_spec
 from kdcache.structures import Batch
 from tests.models.cases import make_batch, molecule
 
 PAINN = {"name": "painn", "hidden_channels": 8, "num_layers": 3, "num_rbf": 4}
+SCHNET = {"name": "schnet", "hidden_channels": 8, "num_filters": 8, "num_interactions": 2}
 
 
 @pytest.fixture
@@ -79,8 +80,14 @@ def test_outside_the_context_nothing_listens(model: Model, batch: Batch) -> None
 
 
 def test_unknown_path_suggests_the_nearest(model: Model) -> None:
-    with pytest.raises(ConfigError, match=r"did you mean message_layers\.2\?"):
+    with pytest.raises(ConfigError, match=r"did you mean message_layers\.2 or .*\.0\?$"):
         Taps(model, [Tap.parse("node/a=message_layer.2")])
+
+
+def test_a_path_like_no_other_lists_the_first_level_alone(model: Model) -> None:
+    with pytest.raises(ConfigError, match=r"Its parts are atom_emb, .*out_forces\.$") as caught:
+        Taps(model, [Tap.parse("node/a=zzz")])
+    assert "message_layers.0" not in str(caught.value)
 
 
 def test_two_taps_of_one_field_are_refused(model: Model) -> None:
@@ -116,3 +123,41 @@ def test_tensors_are_found_in_nested_outputs(model: Model, batch: Batch) -> None
         found = tapped.outputs(batch)
     assert found["vector_v"] is features["vector"]
     assert found["node_n"] is features["node"]
+
+
+def test_every_block_of_painn_gives_scalars_and_vectors(model: Model, batch: Batch) -> None:
+    taps = block_taps(model, lambda: model(batch), batch)
+    assert [tap.field for tap in taps] == [
+        f"{kind}_{part}_layers_{k}"
+        for k in range(3)
+        for part in ("message", "update")
+        for kind in ("node", "vector")
+    ]
+    with Taps(model, taps) as tapped:
+        output = model(batch)
+        found = tapped.outputs(batch)
+    for tap in taps:
+        spec = tap_spec(tap, 8, "float64")
+        assert spec.symmetry == ("vector" if tap.kind == "vector" else "invariant")
+        assert found[tap.field].shape == (batch.n_atoms, *spec.shape)
+    assert torch.equal(found["vector_update_layers_2"], output.features["vector"])
+    assert not torch.equal(found["node_message_layers_0"], found["node_update_layers_0"])
+
+
+def test_every_interaction_of_schnet_gives_its_increment_and_the_state_after_it() -> None:
+    model = build_model(SCHNET).double()
+    batch = make_batch([molecule(4), molecule(5)], model.graph_rule)
+    taps = block_taps(model, lambda: model(batch), batch)
+    assert [tap.path for tap in taps] == [
+        "interactions.0", "states.0", "interactions.1", "states.1",
+    ]  # fmt: skip
+    with Taps(model, taps) as tapped:
+        output = model(batch)
+        found = tapped.outputs(batch)
+        found["node_states_0"].sum().backward()
+    assert torch.equal(found["node_states_1"], output.features["node"])
+    torch.testing.assert_close(
+        found["node_states_0"] + found["node_interactions_1"], found["node_states_1"]
+    )
+    assert model.get_parameter("embedding.weight").grad is not None
+    assert not [key for key in model.state_dict() if key.startswith("states")]
