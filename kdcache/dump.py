@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +19,15 @@ import numpy as np
 import torch
 
 import kdcache
-from kdcache.errors import ConfigError, StoreError, did_you_mean
-from kdcache.fields import Codec, FieldSpec
+from kdcache.errors import ConfigError, StoreError, TeacherError, did_you_mean
+from kdcache.fields import GRAPH_FIELDS, Codec, FieldSpec
 from kdcache.ingest import ImportOptions, check_dataset, import_dataset
 from kdcache.progress import Progress, silent
-from kdcache.store import GroupWriter, Store, TeacherEntry, add_teacher, open_store
+from kdcache.store import BlockPlan, GroupWriter, Store, TeacherEntry, add_teacher, open_store
 from kdcache.store.manifest import MANIFEST
 from kdcache.store.work import WORK, unfinished_groups
 from kdcache.stream.loader import WindowReader
-from kdcache.stream.neighbors import neighbors_for
+from kdcache.stream.neighbors import count_edges, further_neighbors, neighbors_for
 from kdcache.stream.window import Array, Window, atom_bounded, make_batch
 from kdcache.teachers import Teacher
 
@@ -38,7 +38,8 @@ class DumpOptions:
 
     Attributes:
         name: group of the store the fields go to.
-        fields: which of the teacher's fields; None for all.
+        fields: which of the teacher's fields; None for all but whole edges, which take some fifty
+            times the room of the others: their sums at the atoms are kept instead.
         codec: of features; quantities with a unit are always kept exactly.
         max_atoms: atoms in one batch.
         on_overflow: a feature beyond float16: "stop", or "clip" it to the largest float16.
@@ -84,11 +85,14 @@ def choose_fields(
 ) -> tuple[FieldSpec, ...]:
     """The specs to store, features in `codec`, quantities with a unit exactly.
 
+    Whole edges, kept when they are asked for, bring edge_index and edge_shift with them.
+
     Raises:
         ConfigError: a name the teacher does not give.
     """
     known = {spec.name: spec for spec in specs}
-    names = list(known) if wanted is None else list(dict.fromkeys(wanted))
+    whole = [name for name, spec in known.items() if spec.level != "edge"]
+    names = whole if wanted is None else list(dict.fromkeys(wanted))
     for name in names:
         if name not in known:
             raise ConfigError(f"The teacher has no field {name}: {did_you_mean(name, known)}")
@@ -96,9 +100,14 @@ def choose_fields(
         raise ConfigError(
             f"No fields are chosen, so there is nothing to dump. Known: {list(known)}"
         )
-    return tuple(
+    chosen = tuple(
         replace(known[name], codec="exact" if known[name].unit else codec) for name in names
     )
+    return chosen + GRAPH_FIELDS if _has_edges(chosen) else chosen
+
+
+def _has_edges(specs: Sequence[FieldSpec]) -> bool:
+    return any(spec.level == "edge" for spec in specs)
 
 
 def dump_teacher(
@@ -121,24 +130,29 @@ def dump_teacher(
     Raises:
         StoreError: the store already has a teacher of this name, or is unfinished.
         IdentityError: the unfinished dump of this name is of another teacher or other fields.
-        ConfigError: a field the teacher does not give, or one of edges the store does not keep.
-        TeacherError: a feature overflows float16 or is not finite, naming the structure.
+        ConfigError: a field the teacher does not give.
+        TeacherError: a feature overflows float16 or is not finite, naming the structure; or has
+            rows of something else.
     """
     started = time.perf_counter()
     specs = choose_fields(teacher.field_specs(), options.fields, options.codec)
     store = open_store(store_path)
-    _check_edges(store, teacher, specs)
     neighbors = neighbors_for(
         store, teacher.graph_rule, graph_cache, threads=options.threads, progress=progress
     )
+    further = further_neighbors(
+        store, teacher.further_graphs, graph_cache, threads=options.threads, progress=progress
+    )
     dtype = np.float64 if teacher.dtype == torch.float64 else np.float32
-    reader = WindowReader(store, neighbors, labels=False, dtype=dtype)
+    reader = WindowReader(store, neighbors, further, labels=False, dtype=dtype)
     entry = _entry(teacher, specs, options)
     with add_teacher(
         store_path,
         options.name,
         entry,
         specs,
+        # Places are laid out before anything is computed, so the edges are counted first.
+        n_edges=count_edges(store, neighbors) if _has_edges(specs) else None,
         on_overflow=options.on_overflow,
         on_nonfinite=options.on_nonfinite,
     ) as writer:
@@ -152,17 +166,6 @@ def dump_teacher(
         computed=computed,
         entry=manifest.teachers[options.name],
     )
-
-
-def _check_edges(store: Store, teacher: Teacher, specs: Sequence[FieldSpec]) -> None:
-    by_edge = [spec.name for spec in specs if spec.level == "edge"]
-    if by_edge and store.graph != teacher.graph_rule:
-        kept = "none" if store.graph is None else f"those within {store.graph.cutoff:g} Å"
-        raise ConfigError(
-            f"{by_edge[0]} has a row for every edge of the teacher's graph, and {store.path} keeps "
-            f"{kept}: rows would have no edges to belong to. Leave it out of --fields, or make the "
-            f"store with the teacher's graph."
-        )
 
 
 def _run(
@@ -185,15 +188,13 @@ def _run(
     ):
         written: Future[Any] | None = None
         for shard in pending:
-            rows: dict[str, list[Array]] = {spec.name: [] for spec in specs}
+            rows = _ShardRows(writer.plan, shard)
             for window in _shard_windows(store, reader, shard, reading):
-                for name, arrays in _compute(teacher, window, specs, options).items():
-                    rows[name] += arrays
+                _compute(teacher, window, specs, options, rows)
                 advance(len(window.rows))
             if written is not None:
                 written.result()  # at most one shard waits: memory stays bounded
-            whole = {name: np.concatenate(arrays) for name, arrays in rows.items()}
-            written = writing.submit(writer.write_shard, shard, whole)
+            written = writing.submit(writer.write_shard, shard, rows.arrays)
         if written is not None:
             written.result()
     return n_pending
@@ -212,16 +213,48 @@ def _shard_windows(
         yield window
 
 
+class _ShardRows:
+    """Fields of one shard, filled from its first row on: whole edges have room to be held once."""
+
+    def __init__(self, plan: BlockPlan, shard: int) -> None:
+        self.arrays: dict[str, Array] = {}
+        self._plan = plan
+        self._structures = plan.shard_structures(shard)
+        self._filled: dict[str, int] = {}
+
+    def append(self, spec: FieldSpec, values: Array) -> None:
+        if spec.name not in self.arrays:
+            rows = int(self._plan.counts(spec.level)[self._structures].sum())
+            self.arrays[spec.name] = np.empty((rows, *spec.shape), values.dtype)
+        start = self._filled.get(spec.name, 0)
+        self._filled[spec.name] = start + len(values)
+        self.arrays[spec.name][start : start + len(values)] = values
+
+
 def _compute(
-    teacher: Teacher, window: Window, specs: Sequence[FieldSpec], options: DumpOptions
-) -> Mapping[str, list[Array]]:
-    found: dict[str, list[Array]] = {spec.name: [] for spec in specs}
+    teacher: Teacher,
+    window: Window,
+    specs: Sequence[FieldSpec],
+    options: DumpOptions,
+    rows: _ShardRows,
+) -> None:
     for run in atom_bounded(window.n_atoms, options.max_atoms):
         batch = make_batch([window.gather(np.arange(run.start, run.stop))])
         computed = teacher.compute(batch.to(options.device))
+        n_rows = {"structure": batch.n_structures, "atom": batch.n_atoms, "edge": batch.n_edges}
         for spec in specs:
-            found[spec.name].append(computed[spec.name].cpu().numpy())
-    return found
+            if spec in GRAPH_FIELDS:
+                continue
+            values, shape = computed[spec.name], [n_rows[spec.level], *spec.shape]
+            if list(values.shape) != shape:
+                raise TeacherError(
+                    f"{teacher.model_name} gave {spec.name} as {list(values.shape)} for a batch "
+                    f"where it must be {shape}: rows would belong to others. Correct the teacher."
+                )
+            rows.append(spec, values.cpu().numpy())
+    for spec in GRAPH_FIELDS if _has_edges(specs) else ():
+        # The lists that the batches were cut from, so rows belong to edges by construction.
+        rows.append(spec, window.arrays[spec.name].astype(spec.dtype))
 
 
 def _entry(teacher: Teacher, specs: Sequence[FieldSpec], options: DumpOptions) -> TeacherEntry:

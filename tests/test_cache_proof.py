@@ -6,6 +6,7 @@ or the stream: its batches are collated from the structures, its targets come fr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ STRATEGIES = ("n2n", "v2v", "vanilla1", "vanilla2", "n2n+v2v", "annealed", "tap"
 CLAIM = {"float32": 1e-6, "float64": 1e-8}
 
 Setting = tuple[Store, NativeTeacher]
+Teach = Callable[[Store, np.ndarray, NativeTeacher, dict[int, float]], Batch]
 
 
 @pytest.fixture(scope="module", params=["float64", "float32"])
@@ -95,8 +97,10 @@ def test_the_claim_is_sharp_enough_to_see_a_teacher_of_another_seed(
     assert np.max(np.abs(cached / np.array(online) - 1)) > 1e-6
 
 
-def train_online(store: Store, teacher: NativeTeacher, config: StudentConfig) -> list[float]:
-    """The losses of every step with the teacher in it."""
+def train_online(
+    store: Store, teacher: NativeTeacher, config: StudentConfig, teach: Teach | None = None
+) -> list[float]:
+    """The losses of every step with the teacher in it; by `taught` where no other way is given."""
     selection = select(store, config.data)
     sampler = BlockShuffle(
         store.index.block,
@@ -112,7 +116,8 @@ def train_online(store: Store, teacher: NativeTeacher, config: StudentConfig) ->
     rate = LearningRate(config.schedule, config.optimizer.lr, clock)
     losses = []
     for step in range(config.training.max_steps):
-        batch = taught(store, sampler.batch_rows(step), teacher, potential.references)
+        rows = sampler.batch_rows(step)
+        batch = (teach or taught)(store, rows, teacher, potential.references)
         rate.apply(optimizer, step)
         output = potential(batch)
         loss = truth(output, batch, step) + terms(output, batch, step)
@@ -132,7 +137,7 @@ def taught(
     """A batch with the teacher's word on it, all energies relative to the student's references."""
     structures = [store.structure(int(row)) for row in rows]
     dtype = np.float64 if teacher.dtype == torch.float64 else np.float32
-    batch = collate(structures, teacher.graph_rule, dtype)
+    batch = collate(structures, teacher.graph_rule, dtype, further=teacher.further_graphs)
     of_atoms = torch.tensor(
         [references[int(n)] for s in structures for n in s.atomic_numbers], dtype=torch.float64
     )

@@ -160,18 +160,6 @@ def test_fields_the_teacher_does_not_give_are_refused(
     assert not (store.path / ".work").exists()
 
 
-def test_edge_fields_need_the_teachers_edges(tmp_path: Path) -> None:
-    tap = Tap.parse("edge/gate=interactions.0.mlp")
-    teacher = NativeTeacher(make_potential(SCHNET), [tap])
-    for k, rule in enumerate((None, GraphRule(4.0))):
-        store = make_store(tmp_path, graph=rule, name=f"{k}.zarr")
-        with pytest.raises(ConfigError, match="edge_gate has a row for every edge"):
-            run(store, teacher)
-    store = make_store(tmp_path, graph=teacher.graph_rule)
-    run(store, teacher, codec="exact")
-    assert_close(open_store(store.path), one_by_one(store, teacher), "teacher", 2e-6)
-
-
 def test_a_second_teacher_leaves_the_first_as_it_was(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     first, second = NativeTeacher(make_potential()), NativeTeacher(make_potential(SCHNET))

@@ -1,22 +1,28 @@
-"""Which files a store consists of, from its manifest and its layout.
+"""Which files a store consists of and how each group is laid out, from its manifest and its counts.
 
 Every path is made here, none is taken from a file. Invariant: a finished store holds exactly these
-files, and the manifest has a digest of each but itself.
+files, the manifest has a digest of each but itself, and groups differ in the edges of a teacher
+alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from kdcache.errors import StoreError
-from kdcache.fields import FieldSpec
+from kdcache.fields import N_EDGES, FieldSpec
+from kdcache.store.arrays import ArrayReader
 from kdcache.store.index import INDEX, StoreIndex, check_places
-from kdcache.store.layout import BlockPlan, plan_blocks
+from kdcache.store.layout import BlockPlan, plan_blocks, with_edges
 from kdcache.store.manifest import FieldEntry, Manifest
-from kdcache.store.metadata import Json, field_documents, group_document
+from kdcache.store.metadata import SCALE_SUFFIX, Json, field_documents, group_document
 
 ZARR = "zarr.json"
+Plans = Mapping[str, BlockPlan]
 
 
 def plan_of(manifest: Manifest, index: StoreIndex, where: str) -> BlockPlan:
@@ -50,6 +56,55 @@ def plan_of(manifest: Manifest, index: StoreIndex, where: str) -> BlockPlan:
     return plan
 
 
+def group_plans(path: Path, manifest: Manifest, plan: BlockPlan) -> dict[str, BlockPlan]:
+    """The layout of every group: the store's, or with a teacher's own edges where it has some.
+
+    Args:
+        path: of the store, in which the counts of such edges are read.
+        manifest: its groups.
+        plan: `plan_of` the store.
+
+    Raises:
+        StoreError: counts that are missing, damaged or impossible.
+    """
+    plans = {"structures": plan}
+    for name, teacher in manifest.teachers.items():
+        group = f"teachers/{name}"
+        plans[group] = plan
+        if not teacher.has_own_edges:
+            continue
+        (document,) = field_documents(N_EDGES, plan).values()
+        reader = array_reader(path, f"{group}/{N_EDGES.name}", N_EDGES, document, plan)
+        reader.check_files()
+        blocks = np.arange(plan.n_blocks)
+        n_edges = reader.allocate(blocks)
+        reader.read(blocks, n_edges, check=True)
+        try:
+            plans[group] = with_edges(plan, n_edges)
+        except StoreError as error:
+            raise StoreError(f"{path / group / N_EDGES.name}: {error}") from None
+    return plans
+
+
+def array_reader(
+    path: Path, name: str, spec: FieldSpec, document: Json, plan: BlockPlan
+) -> ArrayReader:
+    """The reader of an array that `array_documents` lists, under the plan of its group."""
+    files = [shard_file(name, shard, document) for shard in range(plan.n_shards)]
+    is_scale = name.endswith(SCALE_SUFFIX)
+    shape = cast(list[int], document["shape"])
+    return ArrayReader(
+        files=[path / file for file in files],
+        names=[str(path / file) for file in files],
+        used=np.ones(plan.n_blocks, np.int64) if is_scale else plan.used(spec.level),
+        capacity=1 if is_scale else plan.capacity(spec.level),
+        row_shape=tuple(shape[1:]),
+        dtype=np.dtype(str(document["data_type"])).newbyteorder("<"),
+        blocks_per_shard=plan.blocks_per_shard,
+        compressed=spec.codec == "exact",
+    )
+
+
 def groups(manifest: Manifest) -> dict[str, dict[str, FieldSpec]]:
     """Fields by name, by group: "structures" and "teachers/<name>"."""
 
@@ -62,19 +117,19 @@ def groups(manifest: Manifest) -> dict[str, dict[str, FieldSpec]]:
     return found
 
 
-def array_documents(manifest: Manifest, plan: BlockPlan) -> Iterator[tuple[str, FieldSpec, Json]]:
+def array_documents(manifest: Manifest, plans: Plans) -> Iterator[tuple[str, FieldSpec, Json]]:
     """Path within the store, field and zarr.json of every array."""
     for group, specs in groups(manifest).items():
         for spec in specs.values():
-            for name, document in field_documents(spec, plan).items():
+            for name, document in field_documents(spec, plans[group]).items():
                 yield f"{group}/{name}", spec, document
 
 
-def node_documents(manifest: Manifest, plan: BlockPlan) -> dict[str, Json]:
+def node_documents(manifest: Manifest, plans: Plans) -> dict[str, Json]:
     """zarr.json of every node below the root, by path within the store."""
     nodes = {"teachers": group_document()}
     nodes |= {group: group_document() for group in groups(manifest)}
-    nodes |= {path: document for path, _, document in array_documents(manifest, plan)}
+    nodes |= {path: document for path, _, document in array_documents(manifest, plans)}
     return nodes
 
 
@@ -84,9 +139,10 @@ def shard_file(array: str, shard: int, document: Json) -> str:
     return "/".join([array, "c", str(shard), *["0"] * trailing])
 
 
-def expected_files(manifest: Manifest, plan: BlockPlan) -> set[str]:
+def expected_files(manifest: Manifest, plans: Plans) -> set[str]:
     """Paths of all files the manifest must have a digest of."""
-    files = {INDEX, ZARR} | {f"{node}/{ZARR}" for node in node_documents(manifest, plan)}
-    for array, _, document in array_documents(manifest, plan):
-        files |= {shard_file(array, shard, document) for shard in range(plan.n_shards)}
+    files = {INDEX, ZARR} | {f"{node}/{ZARR}" for node in node_documents(manifest, plans)}
+    n_shards = plans["structures"].n_shards
+    for array, _, document in array_documents(manifest, plans):
+        files |= {shard_file(array, shard, document) for shard in range(n_shards)}
     return files

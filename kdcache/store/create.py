@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy.typing as npt
+
 from kdcache.errors import StoreError
-from kdcache.fields import FieldSpec
+from kdcache.fields import GRAPH_FIELDS, N_EDGES, FieldSpec
 from kdcache.store.codecs import OnNonfinite, OnOverflow
 from kdcache.store.contents import plan_of
 from kdcache.store.index import StoreIndex, check_places, read_index
-from kdcache.store.layout import BlockPlan
+from kdcache.store.layout import BlockPlan, with_edges
 from kdcache.store.manifest import (
-    FORMAT_VERSION,
     MANIFEST,
+    PLAIN_FORMAT_VERSION,
     Capacities,
     DatasetEntry,
     FieldEntry,
@@ -79,7 +81,7 @@ def create_store(
     if graph is not None:
         entry = graph if isinstance(graph, GraphEntry) else GraphEntry.describe(graph)
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=PLAIN_FORMAT_VERSION,
         capacities=Capacities(
             n_blocks=plan.n_blocks,
             blocks_per_shard=plan.blocks_per_shard,
@@ -109,6 +111,7 @@ def add_teacher(
     entry: TeacherEntry,
     fields: Sequence[FieldSpec],
     *,
+    n_edges: npt.ArrayLike | None = None,
     on_overflow: OnOverflow = "stop",
     on_nonfinite: OnNonfinite = "stop",
     lock: StoreLock | None = None,
@@ -119,14 +122,16 @@ def add_teacher(
         path: of a finished store.
         name: of the teacher within it.
         entry: where the features come from; its `fields` and `errors` are filled here.
-        fields: what is stored.
+        fields: what is stored; with `n_edges`, edge_index and edge_shift among it.
+        n_edges: [n_structures] the teacher's own edges, that rows of level edge belong to; None
+            where they belong to the store's graph.
         on_overflow: values beyond float16, codec "half": "stop", or "clip" to ±65504.
         on_nonfinite: NaN and infinities: "stop", or "zero".
         lock: held by the caller, if it holds one.
 
     Raises:
-        StoreError: no finished store, a teacher of this name is there, or the unfinished one was
-            begun with other fields.
+        StoreError: no finished store, a teacher of this name is there, the unfinished one was begun
+            with other fields, or edges that do not go with the fields.
         IdentityError: the unfinished teacher of this name is another one.
     """
     path = Path(path)
@@ -138,11 +143,26 @@ def add_teacher(
     manifest = read_manifest(path)
     index = read_index(path, manifest.dataset.n_structures)
     plan = plan_of(manifest, index, str(path))
-    described = {spec.name: FieldEntry.describe(spec) for spec in fields}
+    _check_edge_fields(fields, own=n_edges is not None)
+    own = () if n_edges is None else (N_EDGES,)
+    described = {spec.name: FieldEntry.describe(spec) for spec in (*fields, *own)}
     entry = entry.model_copy(update={"fields": described, "errors": {}})
+    if n_edges is not None:
+        plan = with_edges(plan, n_edges)
     return GroupWriter(
         path, group, plan, index, fields, manifest, entry, on_overflow, on_nonfinite, lock
     )
+
+
+def _check_edge_fields(fields: Sequence[FieldSpec], *, own: bool) -> None:
+    if any(spec.name == N_EDGES.name for spec in fields):
+        raise StoreError(f"{N_EDGES.name} is written by the store itself. Leave it out of fields.")
+    if own and not set(GRAPH_FIELDS) <= set(fields):
+        raise StoreError(
+            f"Edges of a teacher's own need {GRAPH_FIELDS[0].name} and {GRAPH_FIELDS[1].name} "
+            f"(exact) among {[spec.name for spec in fields]}: rows would have no atoms to "
+            f"belong to."
+        )
 
 
 def _refuse_foreign(path: Path) -> None:

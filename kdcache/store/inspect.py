@@ -27,7 +27,10 @@ def describe_store(path: str | Path) -> Json:
     index = store.index
     fields = groups(manifest)
     teachers: Json = {
-        name: _teacher(entry, fields[f"teachers/{name}"], sizes, f"teachers/{name}")
+        name: {
+            **_teacher(entry, fields[f"teachers/{name}"], sizes, f"teachers/{name}"),
+            "n_edges": _own_edges(store, name),
+        }
         for name, entry in manifest.teachers.items()
     }
     splits, counts = np.unique(index.split.astype(str), return_counts=True)
@@ -88,7 +91,8 @@ def format_description(description: Json) -> str:
             f"teacher {name}: {teacher['model']}, digest {str(teacher['digest'])[:12]}…, computed "
             f"in {teacher['precision'] or 'unknown precision'}, licence: "
             f"{teacher['licence'] or 'unknown'}",
-            f"  graph {_graph(teacher['graph'])}",
+            f"  graph {_graph(teacher['graph'])}"
+            + (f", {teacher['n_edges']:,} edges kept" if teacher["n_edges"] is not None else ""),
             *_field_lines(_table(teacher["fields"])),
         ]
     for group, done in _table(d["unfinished"]).items():
@@ -106,6 +110,11 @@ def _teacher(
     return {**described, "fields": fields}
 
 
+def _own_edges(store: Store, teacher: str) -> int | None:
+    own = store.teachers[teacher].has_own_edges
+    return int(store.plans[f"teachers/{teacher}"].n_edges.sum()) if own else None
+
+
 def _fields(specs: dict[str, FieldSpec], sizes: dict[str, int], group: str) -> Json:
     return {
         name: {
@@ -119,7 +128,7 @@ def _fields(specs: dict[str, FieldSpec], sizes: dict[str, int], group: str) -> J
 def _sizes(store: Store) -> dict[str, int]:
     """Bytes on disk by field; the scales of a compact field count as its own."""
     sizes: dict[str, int] = {}
-    for array, spec, document in array_documents(store.manifest, store.plan):
+    for array, spec, document in array_documents(store.manifest, store.plans):
         field = f"{array.rpartition('/')[0]}/{spec.name}"
         files = (shard_file(array, shard, document) for shard in range(store.plan.n_shards))
         sizes[field] = sizes.get(field, 0) + sum((store.path / f).stat().st_size for f in files)

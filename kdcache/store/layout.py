@@ -169,6 +169,24 @@ def plan_blocks(
     )
 
 
+def with_edges(plan: BlockPlan, n_edges: npt.ArrayLike) -> BlockPlan:
+    """The same structures in the same blocks, each with another number of edges.
+
+    Args:
+        plan: of a store.
+        n_edges: [n_structures].
+
+    Raises:
+        StoreError: counts of another number of structures, negative, or beyond all bounds.
+    """
+    return plan_blocks(
+        plan.n_atoms,
+        n_edges,
+        atom_capacity=plan.atom_capacity,
+        blocks_per_shard=plan.blocks_per_shard,
+    )
+
+
 def _check_counts(atoms: IntArray, edges: IntArray, blocks_per_shard: int) -> None:
     if atoms.ndim != 1 or atoms.shape != edges.shape:
         raise StoreError(

@@ -16,10 +16,12 @@ from typing import Annotated, Protocol
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from kdcache.errors import StoreError
-from kdcache.fields import Codec, FieldSpec, Level, Symmetry
+from kdcache.fields import N_EDGES, Codec, FieldSpec, Level, Symmetry
 from kdcache.store.metadata import canonical, readable
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# What is written until a teacher with edges of its own is added: older programs read it.
+PLAIN_FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 * 2**20
 MAX_EXTENT = 2**24
@@ -236,6 +238,11 @@ class TeacherEntry(Part):
             software=dict(software or {}),
         )
 
+    @property
+    def has_own_edges(self) -> bool:
+        """Its edge fields have rows by the counts in `n_edges`, not by those of the index."""
+        return self.fields.get(N_EDGES.name) == FieldEntry.describe(N_EDGES)
+
 
 class Manifest(Part):
     """All of manifest.json.
@@ -262,6 +269,12 @@ class Manifest(Part):
     def sealed(self) -> Manifest:
         """A copy whose root digest is that of its content."""
         return self.model_copy(update={"root_digest": self.content_digest()})
+
+    def with_teacher(self, name: str, entry: TeacherEntry) -> Manifest:
+        """A copy with one more teacher, of the lowest format that can hold it; not sealed."""
+        version = FORMAT_VERSION if entry.has_own_edges else self.format_version
+        teachers = {**self.teachers, name: entry}
+        return self.model_copy(update={"teachers": teachers, "format_version": version})
 
     def content_digest(self) -> str:
         """What `root_digest` must be."""
@@ -295,10 +308,11 @@ def read_manifest(path: Path) -> Manifest:
             f"{file} is not a kdcache manifest ({type(error).__name__}: {error}). The directory is "
             f"another program's, or damaged."
         ) from None
-    if version != FORMAT_VERSION:
+    if type(version) is not int or not PLAIN_FORMAT_VERSION <= version <= FORMAT_VERSION:
         newer = isinstance(version, int) and version > FORMAT_VERSION
         raise StoreError(
-            f"{path} has format version {version}, this kdcache reads {FORMAT_VERSION}. "
+            f"{path} has format version {version}, this kdcache reads {PLAIN_FORMAT_VERSION} to "
+            f"{FORMAT_VERSION}. "
             + ("Install a newer kdcache." if newer else "It was not written by kdcache.")
         )
     try:
@@ -307,7 +321,7 @@ def read_manifest(path: Path) -> Manifest:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise StoreError(
-            f"{file} does not follow format {FORMAT_VERSION}: {where}: {first['msg']}. It was "
+            f"{file} does not follow format {version}: {where}: {first['msg']}. It was "
             f"edited or damaged; fetch it again."
         ) from None
     if manifest.content_digest() != manifest.root_digest:

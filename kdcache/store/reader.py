@@ -21,7 +21,14 @@ from kdcache.fields import FieldSpec
 from kdcache.store import identity, records
 from kdcache.store.arrays import ArrayReader, fitting
 from kdcache.store.codecs import from_compact, read_dtype
-from kdcache.store.contents import ZARR, array_documents, groups, plan_of, shard_file
+from kdcache.store.contents import (
+    ZARR,
+    array_documents,
+    array_reader,
+    group_plans,
+    groups,
+    plan_of,
+)
 from kdcache.store.index import INDEX, StoreIndex, read_index
 from kdcache.store.layout import BlockPlan
 from kdcache.store.manifest import MANIFEST, GraphEntry, Manifest, TeacherEntry, read_manifest
@@ -48,6 +55,7 @@ class Store:
     manifest: Manifest
     index: StoreIndex
     plan: BlockPlan
+    _plans: dict[str, BlockPlan] = field(repr=False)
     _groups: dict[str, dict[str, FieldSpec]] = field(repr=False)
     _arrays: dict[str, ArrayReader] = field(repr=False)
 
@@ -75,6 +83,11 @@ class Store:
                 f"{self.path} has no group {group!r}: {did_you_mean(group, self._groups)}"
             )
         return self._groups[group]
+
+    @property
+    def plans(self) -> Mapping[str, BlockPlan]:
+        """The layout of every group by its name; a teacher's may have edges of its own."""
+        return self._plans
 
     def spec(self, name: str) -> FieldSpec:
         """The field called e.g. "structures/forces" or "teachers/painn/node".
@@ -199,31 +212,14 @@ def open_store(path: str | Path) -> Store:
             f"{path}: the manifest says dataset {manifest.dataset.digest[:12]}…, the index holds "
             f"{digest[:12]}…. Rows would meet the wrong structures. Fetch the store again."
         )
+    plans = group_plans(path, manifest, plan)
     arrays = {}
-    for name, spec, document in array_documents(manifest, plan):
+    for name, spec, document in array_documents(manifest, plans):
         _check_document(path, f"{name}/{ZARR}", document)
-        arrays[name] = array_reader(path, name, spec, document, plan)
+        plan_of_group = plans[name.rpartition("/")[0]]
+        arrays[name] = array_reader(path, name, spec, document, plan_of_group)
         arrays[name].check_files()
-    return Store(path, manifest, index, plan, groups(manifest), arrays)
-
-
-def array_reader(
-    path: Path, name: str, spec: FieldSpec, document: Json, plan: BlockPlan
-) -> ArrayReader:
-    """The reader of an array that `contents.array_documents` lists."""
-    files = [shard_file(name, shard, document) for shard in range(plan.n_shards)]
-    is_scale = name.endswith(SCALE_SUFFIX)
-    shape: list[int] = document["shape"]  # type: ignore[assignment]
-    return ArrayReader(
-        files=[path / file for file in files],
-        names=[str(path / file) for file in files],
-        used=np.ones(plan.n_blocks, np.int64) if is_scale else plan.used(spec.level),
-        capacity=1 if is_scale else plan.capacity(spec.level),
-        row_shape=tuple(shape[1:]),
-        dtype=np.dtype(str(document["data_type"])).newbyteorder("<"),
-        blocks_per_shard=plan.blocks_per_shard,
-        compressed=spec.codec == "exact",
-    )
+    return Store(path, manifest, index, plan, plans, groups(manifest), arrays)
 
 
 def _why_no_store(path: Path) -> str:

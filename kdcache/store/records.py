@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import StoreError
-from kdcache.fields import STRUCTURE_FIELDS
+from kdcache.fields import OPTIONAL_FIELDS, STRUCTURE_FIELDS
 from kdcache.structures import IntArray, Structure
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def iterate_structures(store: Store, rows: IntArray) -> Iterator[Structure]:
             f"{store.path} does not hold {', '.join(missing)} of its structures; their licence: "
             f"{store.manifest.dataset.licences.structures or 'unknown'}. Give the dataset itself."
         )
-    names = [spec.name for spec in STRUCTURE_FIELDS if spec.name in fields]
+    specs = (*STRUCTURE_FIELDS, *OPTIONAL_FIELDS)
+    names = [spec.name for spec in specs if spec.name in fields]
     ends = np.cumsum(store.index.n_atoms[rows])
     start = 0
     while start < len(rows):
@@ -82,4 +83,6 @@ def _structure(store: Store, row: int, block: int, arrays: Mapping[str, Array]) 
         weight=float(index.weight[row]),
         group=str(index.group[row]),
         split=str(index.split[row]),
+        tags=arrays["tags"][atoms].copy() if "tags" in arrays else None,
+        fixed=arrays["fixed"][atoms].copy() if "fixed" in arrays else None,
     )

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from kdcache.errors import IdentityError, StoreError
-from kdcache.fields import FieldSpec
+from kdcache.fields import EDGE_INDEX, EDGE_SHIFT, FieldSpec
 from kdcache.progress import Progress, silent
 from kdcache.store.codecs import FLOATS
 from kdcache.store.contents import expected_files
+from kdcache.store.edges import check_edges, check_lengths
 from kdcache.store.manifest import Manifest, read_manifest
 from kdcache.store.reader import Store, open_store
 from kdcache.structures import Structure
@@ -86,6 +87,7 @@ def verify_store(
     _check_listing(store, report)
     _check_digests(path, store.manifest, report, progress)
     _check_values(store, report, progress)
+    _check_own_edges(store, report)
     if all(name in store.fields("structures") for name in ("positions", "cell", "pbc")):
         _check_content(store, report, progress)
     if data is not None:
@@ -94,7 +96,7 @@ def verify_store(
 
 
 def _check_listing(store: Store, report: VerifyReport) -> None:
-    expected, listed = expected_files(store.manifest, store.plan), set(store.manifest.digests)
+    expected, listed = expected_files(store.manifest, store.plans), set(store.manifest.digests)
     for name in sorted(expected ^ listed):
         report.problems.append(
             f"{name} has no digest in the manifest"
@@ -155,10 +157,41 @@ def _check_block(store: Store, name: str, spec: FieldSpec, block: int) -> None:
         if wrong.any():
             raise StoreError(f"{name}, block {block}: {int(wrong.sum())} values are not finite")
     if spec.name == "edge_index" and len(values):
-        rows = store.plan.block_structures(block)
-        limit = np.repeat(store.plan.n_atoms[rows], store.plan.n_edges[rows])
+        plan = store.plans[name.rpartition("/")[0]]
+        rows = plan.block_structures(block)
+        limit = np.repeat(plan.n_atoms[rows], plan.n_edges[rows])
         if values.min() < 0 or (values >= limit[:, None]).any():
             raise StoreError(f"{name}, block {block}: an edge names an atom its structure lacks")
+
+
+def _check_own_edges(store: Store, report: VerifyReport) -> None:
+    """Features are matched by these edges, so each is one of its structure, in order, in reach."""
+    known = {"positions", "cell"} <= set(store.fields("structures"))
+    for name, teacher in store.teachers.items():
+        if not teacher.has_own_edges:
+            continue
+        group = f"teachers/{name}"
+        plan = store.plans[group]
+        for block in range(plan.n_blocks):
+            where, rows = f"{group}, block {block}", plan.block_structures(block)
+            try:
+                index = store.read(f"{group}/{EDGE_INDEX.name}", [block])
+                shift = store.read(f"{group}/{EDGE_SHIFT.name}", [block])
+                check_edges(index, shift, plan.n_atoms[rows], plan.n_edges[rows], where)
+                if known and teacher.graph is not None:
+                    check_lengths(
+                        index,
+                        shift,
+                        plan.n_atoms[rows],
+                        plan.n_edges[rows],
+                        store.read("structures/positions", [block]),
+                        store.read("structures/cell", [block]),
+                        teacher.graph.cutoff,
+                        where,
+                    )
+            except StoreError as error:
+                if str(error) not in report.problems:
+                    report.problems.append(str(error))
 
 
 def _check_content(store: Store, report: VerifyReport, progress: Progress) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import ShapeError, StoreError, TeacherError
-from kdcache.fields import FieldSpec
+from kdcache.fields import EDGE_INDEX, EDGE_SHIFT, N_EDGES, FieldSpec
 from kdcache.store.codecs import (
     FLOATS,
     EncodingError,
@@ -31,12 +31,13 @@ from kdcache.store.codecs import (
     to_compact,
     to_half,
 )
-from kdcache.store.contents import ZARR, node_documents, shard_file
+from kdcache.store.contents import ZARR, group_plans, node_documents, plan_of, shard_file
+from kdcache.store.edges import check_edges
 from kdcache.store.index import INDEX, StoreIndex
 from kdcache.store.layout import BlockPlan
 from kdcache.store.manifest import (
-    FORMAT_VERSION,
     MANIFEST,
+    PLAIN_FORMAT_VERSION,
     FieldEntry,
     FieldError,
     Manifest,
@@ -67,8 +68,8 @@ class GroupWriter:
     Attributes:
         path: of the store.
         group: "structures" or "teachers/<name>".
-        plan: layout of the store.
-        fields: of this group.
+        plan: layout of the group, with a teacher's own edges where it has some.
+        fields: of this group, but for the counts of such edges, which the writer adds.
     """
 
     def __init__(
@@ -96,9 +97,11 @@ class GroupWriter:
         # A caller that did work of its own under .work holds the lock already.
         self._lock = StoreLock(path) if lock is None else None
         self._work = WorkFolder(path, group)
+        own_edges = teacher is not None and teacher.has_own_edges
+        self._stored = (*self.fields, N_EDGES) if own_edges else self.fields
         self._documents = {
             name: document
-            for spec in self.fields
+            for spec in self._stored
             for name, document in field_documents(spec, plan).items()
         }
 
@@ -131,11 +134,14 @@ class GroupWriter:
 
         Raises:
             ShapeError: a field is missing, unknown, or of another shape or dtype.
+            StoreError: edges that are none of their structure's atoms, or not in order.
             TeacherError: a value that cannot be stored, naming the structure.
         """
         check_arrays(self.fields, self.plan, shard, arrays)
+        if self._stored != self.fields:
+            arrays = self._with_counts(shard, arrays)
         record = ShardRecord(sha256={}, size={}, errors={})
-        for spec in self.fields:
+        for spec in self._stored:
             error = EncodingError()
             blocks = self._encoded(spec, shard, np.ascontiguousarray(arrays[spec.name]), error)
             if spec.codec == "compact":
@@ -163,11 +169,22 @@ class GroupWriter:
         digests = {name: _sha256(content) for name, content in self._files().items()}
         for shard in range(self.plan.n_shards):
             digests |= records[shard].sha256
-        manifest = self._updated(_summed_errors(self.fields, records), digests)
+        manifest = self._updated(_summed_errors(self._stored, records), digests)
         write_file(self.path / ZARR, self._root(manifest))
         write_file(self.path / MANIFEST, manifest.to_bytes())
         self._work.finish()
         return manifest
+
+    def _with_counts(self, shard: int, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        rows = self.plan.shard_structures(shard)
+        check_edges(
+            arrays[EDGE_INDEX.name],
+            arrays[EDGE_SHIFT.name],
+            self.plan.n_atoms[rows],
+            self.plan.n_edges[rows],
+            f"{self.group}, shard {shard}",
+        )
+        return {**arrays, N_EDGES.name: self.plan.n_edges[rows]}
 
     def _begin(self) -> None:
         structures = WorkFolder(self.path, "structures")
@@ -206,8 +223,10 @@ class GroupWriter:
     def _identity(self) -> Json:
         manifest = self._manifest
         identity: Json = {
-            "format_version": FORMAT_VERSION,
-            "fields": {s.name: FieldEntry.describe(s).model_dump(mode="json") for s in self.fields},
+            "format_version": PLAIN_FORMAT_VERSION,
+            "fields": {
+                s.name: FieldEntry.describe(s).model_dump(mode="json") for s in self._stored
+            },
             "layout": manifest.capacities.model_dump(mode="json"),
             "dataset": manifest.dataset.model_dump(mode="json"),
             "index": _sha256(self._index.to_bytes()),
@@ -219,6 +238,8 @@ class GroupWriter:
             identity["teacher"] = self._teacher.model_dump(mode="json", exclude={"fields"})
             identity["on_overflow"] = self._on_overflow
             identity["on_nonfinite"] = self._on_nonfinite
+            if self._stored != self.fields:
+                identity["edges"] = _sha256(self.plan.n_edges.astype("<i8").tobytes())
         return identity
 
     def _updated(self, errors: dict[str, FieldError], digests: dict[str, str]) -> Manifest:
@@ -228,7 +249,7 @@ class GroupWriter:
             manifest = read_manifest(self.path)
             name = self.group.removeprefix("teachers/")
             entry = self._teacher.model_copy(update={"errors": errors})
-            manifest = manifest.model_copy(update={"teachers": {**manifest.teachers, name: entry}})
+            manifest = manifest.with_teacher(name, entry)
         root = {ZARR: _sha256(self._root(manifest))}
         update = {
             "digests": {**manifest.digests, **digests, **root},
@@ -237,9 +258,9 @@ class GroupWriter:
         return manifest.model_copy(update=update).sealed()
 
     def _root(self, manifest: Manifest) -> bytes:
-        return readable(
-            root_document(self.plan, FORMAT_VERSION, node_documents(manifest, self.plan))
-        )
+        plan = plan_of(manifest, self._index, str(self.path))
+        nodes = node_documents(manifest, group_plans(self.path, manifest, plan))
+        return readable(root_document(plan, manifest.format_version, nodes))
 
     def _encoded(
         self, spec: FieldSpec, shard: int, values: Array, error: EncodingError

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.fields import Level
 from kdcache.store import Store
+from kdcache.stream.edges import match_block_edges, teacher_edges
 from kdcache.stream.neighbors import Neighbors, block_rows
 from kdcache.stream.sampler import BlockShuffle, WindowPlan
 from kdcache.stream.window import (
@@ -30,8 +30,8 @@ from kdcache.stream.window import (
 )
 from kdcache.structures import Batch, IntArray
 
-GROUND_TRUTH = ("structures/energy", "structures/forces")
 INPUTS = ("structures/atomic_numbers", "structures/positions", "structures/cell", "structures/pbc")
+OPTIONAL = ("structures/tags", "structures/fixed")  # only where the dataset says so
 
 
 @dataclass
@@ -41,19 +41,25 @@ class WindowReader:
     Attributes:
         store: an open store.
         neighbors: where neighbour lists come from.
+        further: those of further graphs, by name.
         teacher_fields: "teacher/field" names to read beside the ground truth.
         references: eV by atomic number; subtracted from every energy that is read.
         labelled: [n_structures] whether a structure's ground truth may be seen; None for all.
         labels: read energies and forces.
+        truth: group they are read from; a teacher's, where it stands in for the ground truth.
+        origin_weight: weight of these structures in every loss; None where nothing is mixed.
         dtype: floating dtype of the batches.
     """
 
     store: Store
     neighbors: Neighbors
+    further: Mapping[str, Neighbors] = field(default_factory=dict)
     teacher_fields: Sequence[str] = ()
     references: Mapping[int, float] = field(default_factory=dict)
     labelled: npt.NDArray[np.bool_] | None = None
     labels: bool = True
+    truth: str = "structures"
+    origin_weight: float | None = None
     dtype: npt.DTypeLike = np.float32
 
     def read(self, blocks: IntArray) -> Window:
@@ -62,9 +68,12 @@ class WindowReader:
         rows = block_rows(self.store, chosen)
         n_atoms = self.store.index.n_atoms[rows]
         arrays: dict[str, Array] = {}
-        levels: dict[str, Level] = {}
-        for name in (*INPUTS, *(GROUND_TRUTH if self.labels else ())):
-            group, short = name.split("/")
+        levels: dict[str, str] = {}
+        known = self.store.fields("structures")
+        optional = [name for name in OPTIONAL if name.split("/")[1] in known]
+        truth = [f"{self.truth}/energy", f"{self.truth}/forces"] if self.labels else []
+        for name in (*INPUTS, *optional, *truth):
+            group, _, short = name.rpartition("/")
             arrays[short] = self.store.read(name, chosen)
             levels[short] = self.store.fields(group)[short].level
         table = reference_table(self.references)
@@ -74,11 +83,22 @@ class WindowReader:
         }
         if self.labels:
             arrays["energy"] = arrays["energy"] - reference["structure"]
+        edges = self.neighbors.read(chosen)
+        arrays["edge_index"], levels["edge_index"] = edges.edge_index, "edge"
+        arrays["edge_shift"], levels["edge_shift"] = edges.edge_shift, "edge"
+        matches: dict[str, IntArray] = {}
         for name in self.teacher_fields:
             spec = self.store.spec(f"teachers/{name}")
             array = self.store.read(f"teachers/{name}", chosen)
             arrays[name] = array - reference[spec.level] if spec.unit == "eV" else array
             levels[name] = spec.level
+            if spec.level == "edge":
+                # Its rows are the teacher's edges, which a batch has the student's own of.
+                teacher = name.rpartition("/")[0]
+                levels[name] = f"edge of {teacher}"
+                if levels[name] not in matches:
+                    theirs = teacher_edges(self.store, teacher).read(chosen)
+                    matches[levels[name]] = match_block_edges(edges, theirs, n_atoms)
         if self.labels and self.labelled is not None:
             hidden = ~self.labelled[rows]
             arrays["energy"][hidden] = np.nan
@@ -87,10 +107,19 @@ class WindowReader:
             arrays["forces"][np.repeat(hidden, n_atoms)] = np.nan
         arrays["weight"] = self.store.index.weight[rows]
         levels["weight"] = "structure"
-        edges = self.neighbors.read(chosen)
-        arrays["edge_index"], levels["edge_index"] = edges.edge_index, "edge"
-        arrays["edge_shift"], levels["edge_shift"] = edges.edge_shift, "edge"
-        return Window(rows, n_atoms, edges.n_edges, arrays, levels, self.dtype)
+        if self.origin_weight is not None:
+            arrays["origin_weight"] = np.full(len(rows), self.origin_weight)
+            arrays["weight"] = arrays["weight"] * self.origin_weight
+            levels["origin_weight"] = "structure"
+        further_edges = {}
+        for name, neighbors in self.further.items():
+            edges_of = neighbors.read(chosen)
+            arrays[f"edge_index@{name}"], levels[f"edge_index@{name}"] = edges_of.edge_index, name
+            arrays[f"edge_shift@{name}"], levels[f"edge_shift@{name}"] = edges_of.edge_shift, name
+            further_edges[name] = edges_of.n_edges
+        return Window(
+            rows, n_atoms, edges.n_edges, arrays, levels, self.dtype, further_edges, matches
+        )
 
 
 class _Lane:
@@ -150,22 +179,21 @@ class Loader:
     """An endless stream of batches from a step on.
 
     Args:
-        reader: reads windows.
-        samplers: one, or several whose shares make up every batch (labelled, unlabelled).
+        lanes: a reader and the sampler of its rows; several make up every batch together
+            (labelled, unlabelled, of another store).
         start_step: first step to yield.
         ahead: batches assembled ahead of use.
     """
 
     def __init__(
         self,
-        reader: WindowReader,
-        samplers: Sequence[BlockShuffle],
+        lanes: Sequence[tuple[WindowReader, BlockShuffle]],
         *,
         start_step: int = 0,
         ahead: int = 4,
     ) -> None:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="kdcache-read")
-        self._lanes = [_Lane(reader.read, sampler, self._pool) for sampler in samplers]
+        self._lanes = [_Lane(reader.read, sampler, self._pool) for reader, sampler in lanes]
         self._step = start_step
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=ahead)
         self._closed = threading.Event()

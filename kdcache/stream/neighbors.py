@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,28 +50,31 @@ class Neighbors(Protocol):
 
 @dataclass(frozen=True)
 class StoredNeighbors:
-    """The list that was written with the store."""
+    """The list that was written with the store, or with the edges of a teacher."""
 
     store: Store
+    group: str = "structures"
 
     def read(self, blocks: Sequence[int]) -> BlockEdges:
+        plan = self.store.plans[self.group]
         return BlockEdges(
-            n_edges=self.store.index.n_edges[block_rows(self.store, blocks)],
-            edge_index=self.store.read("structures/edge_index", blocks),
-            edge_shift=self.store.read("structures/edge_shift", blocks),
+            n_edges=plan.n_edges[block_rows(self.store, blocks)],
+            edge_index=self.store.read(f"{self.group}/edge_index", blocks),
+            edge_shift=self.store.read(f"{self.group}/edge_shift", blocks),
         )
 
 
 @dataclass(frozen=True)
 class RestrictedNeighbors:
-    """A narrower list, cut out of the stored one as it is read."""
+    """A narrower list, cut out of a whole one as it is read."""
 
-    stored: StoredNeighbors
+    store: Store
+    whole: Neighbors
     rule: GraphRule
 
     def read(self, blocks: Sequence[int]) -> BlockEdges:
-        store = self.stored.store
-        whole = self.stored.read(blocks)
+        store = self.store
+        whole = self.whole.read(blocks)
         n_atoms = store.index.n_atoms[block_rows(store, blocks)]
         first_atom = np.cumsum(n_atoms) - n_atoms
         owner = np.repeat(np.arange(len(n_atoms)), n_atoms)
@@ -125,6 +128,12 @@ def block_rows(store: Store, blocks: Sequence[int]) -> IntArray:
     return np.concatenate([np.arange(s.start, s.stop) for s in slices])
 
 
+def count_edges(store: Store, neighbors: Neighbors) -> IntArray:
+    """[n_structures] edges of every structure, in store order; reads the lists once."""
+    blocks = range(store.plan.n_blocks)
+    return np.concatenate([neighbors.read([block]).n_edges for block in blocks]).astype(np.int64)
+
+
 def neighbors_for(
     store: Store, rule: GraphRule, cache: Path, *, threads: int = 2, progress: Progress = silent
 ) -> Neighbors:
@@ -142,7 +151,7 @@ def neighbors_for(
     if kept is not None and kept == rule:
         return StoredNeighbors(store)
     if kept is not None and kept.truncated is False and rule.cutoff <= kept.cutoff:
-        return RestrictedNeighbors(StoredNeighbors(store), rule)
+        return RestrictedNeighbors(store, StoredNeighbors(store), rule)
     key = json.dumps([store.manifest.dataset.digest, rule.to_json()], sort_keys=True)
     # The order of a store is part of its files' layout, so it is part of the key as well.
     order = hashlib.sha256(store.index.source_index.astype("<i8").tobytes()).hexdigest()
@@ -150,6 +159,28 @@ def neighbors_for(
     if not directory.exists():
         _compute(store, rule, directory, threads, progress)
     return MappedNeighbors.open(store, directory)
+
+
+def further_neighbors(
+    store: Store,
+    rules: Mapping[str, GraphRule],
+    cache: Path,
+    *,
+    threads: int = 2,
+    progress: Progress = silent,
+) -> dict[str, Neighbors]:
+    """Neighbour lists of several rules, all cut out of one list without a neighbour limit.
+
+    Args:
+        store: an open store.
+        rules: by name.
+        cache, threads, progress: as for `neighbors_for`.
+    """
+    if not rules:
+        return {}
+    widest = GraphRule(max(rule.cutoff for rule in rules.values()))
+    whole = neighbors_for(store, widest, cache, threads=threads, progress=progress)
+    return {name: RestrictedNeighbors(store, whole, rule) for name, rule in rules.items()}
 
 
 def _compute(

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdcache.fields import Level
 from kdcache.graphs import Edges, GraphRule, neighbor_list
-from kdcache.structures import MAX_ATOMIC_NUMBER, Batch, FloatArray, IntArray, Structure
+from kdcache.structures import (
+    DEFAULT_TAG,
+    MAX_ATOMIC_NUMBER,
+    Batch,
+    FloatArray,
+    Graph,
+    IntArray,
+    Structure,
+)
 
 Array = npt.NDArray[Any]
+
+NO_GRAPHS: Mapping[str, GraphRule] = MappingProxyType({})
 
 
 def range_rows(starts: IntArray, counts: IntArray) -> IntArray:
@@ -34,6 +44,15 @@ def range_rows(starts: IntArray, counts: IntArray) -> IntArray:
     return rows
 
 
+def take_matched(array: Array, rows: IntArray) -> Array:
+    """Rows of a floating array, NaN where the row is -1."""
+    if not len(array):
+        return np.full((len(rows), *array.shape[1:]), np.nan, array.dtype)
+    taken: Array = np.take(array, rows, axis=0)
+    taken[rows < 0] = np.nan
+    return taken
+
+
 @dataclass(slots=True)
 class Window:
     """Consecutive structures with the fields a batch needs.
@@ -44,25 +63,31 @@ class Window:
         arrays: by name; atomic_numbers, positions, cell, pbc, edge_index [n_edges, 2] counted from
             the structure's first atom, edge_shift [n_edges, 3]; energy, forces, weight and teacher
             fields ("teacher/field") where wanted.
-        levels: level of every array.
+        levels: level of every array; for a further graph's edges, the name of that graph; for what
+            a teacher keeps by edge, a name of `matches`.
         dtype: floating dtype of the batches.
+        further_edges: [n] edge counts of further graphs by name, whose lists are among the arrays
+            as `edge_index@name` and `edge_shift@name`.
+        matches: [n_edges] row of every edge in arrays of a level of this name, -1 where they have
+            none; such an edge is given NaN.
     """
 
     rows: IntArray
     n_atoms: IntArray
     n_edges: IntArray
     arrays: dict[str, Array]
-    levels: dict[str, Level]
+    levels: dict[str, str]
     dtype: npt.DTypeLike = np.float32
+    further_edges: dict[str, IntArray] = field(default_factory=dict)
+    matches: dict[str, IntArray] = field(default_factory=dict)
+    _counts: dict[str, IntArray] = field(default_factory=dict)
     _starts: dict[str, IntArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # take() copies an array of another layout whole, for every batch.
         self.arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
-        self._starts = {
-            "atom": np.cumsum(self.n_atoms) - self.n_atoms,
-            "edge": np.cumsum(self.n_edges) - self.n_edges,
-        }
+        self._counts = {"atom": self.n_atoms, "edge": self.n_edges, **self.further_edges}
+        self._starts = {level: np.cumsum(n) - n for level, n in self._counts.items()}
 
     def place(self, rows: IntArray) -> IntArray:
         """Where store rows stand in this window."""
@@ -70,19 +95,25 @@ class Window:
 
     def gather(self, index: IntArray) -> dict[str, Array]:
         """Every field of the structures at `index`, concatenated in that order."""
-        lookup = {
-            "structure": index,
-            "atom": range_rows(self._starts["atom"][index], self.n_atoms[index]),
-            "edge": range_rows(self._starts["edge"][index], self.n_edges[index]),
-        }
+        lookup = {"structure": index}
+        for level, counts in self._counts.items():
+            lookup[level] = range_rows(self._starts[level][index], counts[index])
+        for level, match in self.matches.items():
+            lookup[level] = match[lookup["edge"]]
         gathered: dict[str, Array] = {}
         for name, array in self.arrays.items():
-            taken = np.take(array, lookup[self.levels[name]], axis=0)
-            if taken.dtype.kind == "f" or name == "edge_shift":
+            level = self.levels[name]
+            if level in self.matches:
+                taken = take_matched(array, lookup[level])
+            else:
+                taken = np.take(array, lookup[level], axis=0)
+            if taken.dtype.kind == "f" or name.startswith("edge_shift"):
                 taken = taken.astype(self.dtype, copy=False)
             gathered[name] = taken
         gathered["n_atoms"] = self.n_atoms[index]
         gathered["n_edges"] = self.n_edges[index]
+        for name, n_edges in self.further_edges.items():
+            gathered[f"n_edges@{name}"] = n_edges[index]
         gathered["rows"] = self.rows[index]
         return gathered
 
@@ -96,13 +127,21 @@ def make_batch(parts: Sequence[dict[str, Array]]) -> Batch:
     n_atoms = whole["n_atoms"]
     n_structures = len(n_atoms)
     first_atom = np.cumsum(n_atoms) - n_atoms
-    shift = np.repeat(first_atom, whole["n_edges"])
-    edge_index = whole["edge_index"].astype(np.int64).T + shift
+
+    def graph(suffix: str) -> Graph:
+        shift = np.repeat(first_atom, whole[f"n_edges{suffix}"])
+        edge_index = whole[f"edge_index{suffix}"].astype(np.int64).T + shift
+        return Graph(
+            torch.from_numpy(np.ascontiguousarray(edge_index)),
+            torch.from_numpy(whole[f"edge_shift{suffix}"]),
+        )
 
     def tensor(name: str) -> torch.Tensor | None:
         return torch.from_numpy(whole[name]) if name in whole else None
 
     teacher = {name: torch.from_numpy(array) for name, array in whole.items() if "/" in name}
+    main = graph("")
+    further = [name.partition("@")[2] for name in whole if name.startswith("n_edges@")]
     return Batch(
         atomic_numbers=torch.from_numpy(whole["atomic_numbers"].astype(np.int64)),
         positions=torch.from_numpy(whole["positions"]),
@@ -110,12 +149,16 @@ def make_batch(parts: Sequence[dict[str, Array]]) -> Batch:
         pbc=torch.from_numpy(whole["pbc"]),
         structure_index=torch.from_numpy(np.repeat(np.arange(n_structures), n_atoms)),
         n_structures=n_structures,
-        edge_index=torch.from_numpy(np.ascontiguousarray(edge_index)),
-        edge_shift=torch.from_numpy(whole["edge_shift"]),
+        edge_index=main.edge_index,
+        edge_shift=main.edge_shift,
         energy=tensor("energy"),
         forces=tensor("forces"),
         weight=tensor("weight"),
+        origin_weight=tensor("origin_weight"),
         teacher=teacher,
+        graphs={name: graph(f"@{name}") for name in further},
+        tags=tensor("tags"),
+        fixed=tensor("fixed"),
         rows=whole["rows"],
     )
 
@@ -125,6 +168,7 @@ def window_of(
     rule: GraphRule,
     *,
     edges: Sequence[Edges] | None = None,
+    further: Mapping[str, GraphRule] = NO_GRAPHS,
     dtype: npt.DTypeLike = np.float32,
 ) -> Window:
     """Structures that are not in a store, with their neighbour lists and labels.
@@ -133,12 +177,13 @@ def window_of(
         structures: any number, at least one.
         rule: how their neighbours are found.
         edges: lists found before, instead.
+        further: rules of further graphs by name.
         dtype: floating dtype of the batches.
 
     Returns:
         A window whose rows count from 0; missing labels are NaN.
     """
-    found = edges or [neighbor_list(s.positions, s.cell, s.pbc, rule) for s in structures]
+    found = edges or _lists(structures, rule)
     nan_forces = [
         np.full((s.n_atoms, 3), np.nan) if s.forces is None else s.forces for s in structures
     ]
@@ -154,19 +199,41 @@ def window_of(
         "edge_index": np.concatenate([e.edge_index.T for e in found]),
         "edge_shift": np.concatenate([e.edge_shift for e in found]),
     }
-    levels: dict[str, Level] = {
+    levels: dict[str, str] = {
         "atomic_numbers": "atom", "positions": "atom", "cell": "structure", "pbc": "structure",
         "energy": "structure", "forces": "atom", "weight": "structure",
         "edge_index": "edge", "edge_shift": "edge",
     }  # fmt: skip
+    for name, default in (("tags", np.uint8(DEFAULT_TAG)), ("fixed", np.False_)):
+        said = [getattr(s, name) for s in structures]
+        if any(values is not None for values in said):
+            arrays[name] = np.concatenate(
+                [
+                    np.full(s.n_atoms, default) if values is None else values
+                    for s, values in zip(structures, said, strict=True)
+                ]
+            )
+            levels[name] = "atom"
+    further_edges = {}
+    for name, further_rule in further.items():
+        lists = _lists(structures, further_rule)
+        arrays[f"edge_index@{name}"] = np.concatenate([e.edge_index.T for e in lists])
+        arrays[f"edge_shift@{name}"] = np.concatenate([e.edge_shift for e in lists])
+        levels |= {f"edge_index@{name}": name, f"edge_shift@{name}": name}
+        further_edges[name] = np.array([e.n_edges for e in lists])
     return Window(
         rows=np.arange(len(structures)),
         n_atoms=np.array([s.n_atoms for s in structures]),
-        n_edges=np.array([e.edge_index.shape[1] for e in found]),
+        n_edges=np.array([e.n_edges for e in found]),
         arrays=arrays,
         levels=levels,
         dtype=dtype,
+        further_edges=further_edges,
     )
+
+
+def _lists(structures: Sequence[Structure], rule: GraphRule) -> list[Edges]:
+    return [neighbor_list(s.positions, s.cell, s.pbc, rule) for s in structures]
 
 
 def reference_table(references: Mapping[int, float]) -> FloatArray:
@@ -185,10 +252,14 @@ def reference_totals(atomic_numbers: Array, n_atoms: IntArray, table: FloatArray
 
 
 def collate(
-    structures: Sequence[Structure], rule: GraphRule, dtype: npt.DTypeLike = np.float32
+    structures: Sequence[Structure],
+    rule: GraphRule,
+    dtype: npt.DTypeLike = np.float32,
+    *,
+    further: Mapping[str, GraphRule] = NO_GRAPHS,
 ) -> Batch:
     """Structures as one batch, neighbour lists included."""
-    window = window_of(structures, rule, dtype=dtype)
+    window = window_of(structures, rule, further=further, dtype=dtype)
     return make_batch([window.gather(np.arange(len(structures)))])
 
 

@@ -1,6 +1,8 @@
 """Our own checkpoints as teachers, with any inner module as a further feature.
 
 Owns the translation of a `Potential` into fields; reading the checkpoint is `kdcache.checkpoint`'s.
+Invariant: every edge feature has its two sums at the atoms beside it, `name_to_node` and
+`name_to_vector`.
 """
 
 from __future__ import annotations
@@ -11,17 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kdcache.checkpoint import load_potential, potential_card, potential_digest
 from kdcache.fields import FieldSpec
 from kdcache.graphs import GraphRule
+from kdcache.models.edges import TO_NODE, TO_VECTOR, edge_to_node, edge_to_vector
 from kdcache.models.potential import Potential
 from kdcache.models.taps import Tap, Taps
-from kdcache.stream.window import collate
-from kdcache.structures import Batch, Structure
+from kdcache.stream.probe import tap_specs
+from kdcache.structures import Batch
 
 
 class NativeTeacher:
@@ -35,7 +37,9 @@ class NativeTeacher:
     def __init__(self, potential: Potential, taps: Sequence[Tap] = ()) -> None:
         self.potential = potential
         self._taps = Taps(potential.model, taps)
-        self._tap_specs = self._probe()
+        by_edge = [s.name for s in potential.model.field_specs() if s.level == "edge"]
+        self._edge_fields = (*by_edge, *(tap.field for tap in taps if tap.kind == "edge"))
+        self._tap_specs = tap_specs(potential, taps)
 
     @property
     def model_name(self) -> str:
@@ -51,6 +55,10 @@ class NativeTeacher:
     @property
     def graph_rule(self) -> GraphRule:
         return self.potential.graph_rule
+
+    @property
+    def further_graphs(self) -> Mapping[str, GraphRule]:
+        return self.potential.further_graphs
 
     @property
     def architecture(self) -> Mapping[str, Any]:
@@ -71,7 +79,8 @@ class NativeTeacher:
             replace(spec, dtype="float64" if spec.unit == "eV" else name)
             for spec in self.potential.model.field_specs()
         )
-        return own + self._tap_specs
+        given = own + self._tap_specs
+        return given + tuple(part for spec in given for part in _reductions(spec))
 
     def compute(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad(), self._taps as tapped:
@@ -83,32 +92,21 @@ class NativeTeacher:
                 **output.features,
                 **tapped.outputs(batch),
             }
+            for name in self._edge_fields:
+                # Here, on the teacher's device: whole edges are fifty times as much to copy.
+                fields[name + TO_NODE] = edge_to_node(fields[name], batch)
+                fields[name + TO_VECTOR] = edge_to_vector(fields[name], batch)
         return {name: tensor.detach() for name, tensor in fields.items()}
 
-    def _probe(self) -> tuple[FieldSpec, ...]:
-        """The widths of the taps, from three atoms in a row."""
-        if not self._taps.taps:
-            return ()
-        element = min(self.potential.references, default=1)
-        probe = Structure(
-            structure_id="probe",
-            atomic_numbers=np.full(3, element),
-            positions=np.diag([0.0, 1.0, 0.0]) + np.diag([0.0, 0.0, 1.0]),
-            cell=np.zeros((3, 3)),
-            pbc=np.zeros(3, bool),
-        )
-        device = next(self.potential.parameters()).device
-        computed = self.compute(collate([probe], self.graph_rule).to(device, self.dtype))
-        return tuple(
-            FieldSpec(
-                tap.field,
-                "edge" if tap.kind == "edge" else "atom",
-                tuple(computed[tap.field].shape[1:]),
-                str(self.dtype).removeprefix("torch."),
-                symmetry="vector" if tap.kind == "vector" else "invariant",
-            )
-            for tap in self._taps.taps
-        )
+
+def _reductions(spec: FieldSpec) -> tuple[FieldSpec, ...]:
+    """The two sums at the atoms of an edge feature; none of anything else."""
+    if spec.level != "edge":
+        return ()
+    vector = replace(
+        spec, name=spec.name + TO_VECTOR, level="atom", shape=(3, *spec.shape), symmetry="vector"
+    )
+    return replace(spec, name=spec.name + TO_NODE, level="atom"), vector
 
 
 def load_native(

@@ -8,18 +8,24 @@ from pathlib import Path
 import pytest
 
 from kdcache.config import StudentConfig, dump_config, load_config
-from kdcache.distill.schedules import Clock, weight_at
-from kdcache.distill.strategies import (
-    BORN_AGAIN_EPOCHS,
+from kdcache.distill.published import (
+    DEFAULT_PAIR,
     PUBLISHED_WEIGHTS,
-    STRATEGIES,
     Pair,
-    apply_strategy,
+    nearest_pair,
+    parse_pair,
     published_weight,
 )
+from kdcache.distill.schedules import Clock, weight_at
+from kdcache.distill.strategies import BORN_AGAIN_EPOCHS, STRATEGIES, apply_strategy
 from kdcache.errors import ConfigError
 
 DEFAULT = StudentConfig()
+# Strategies on edges need a teacher that has some.
+PAIR_WITH = {
+    "e2n": Pair("gemnet-oc", "painn", "coll"),
+    "e2e": Pair("gemnet-oc", "gemnet-oc-small", "oc20"),
+}
 
 
 def names(strategy: str) -> list[str]:
@@ -44,11 +50,21 @@ def test_published_weights_are_table_8(shared: Path) -> None:
     assert printed == PUBLISHED_WEIGHTS
 
 
+def test_with_the_teachers_labels_all_structures_count_the_same_unless_told_otherwise() -> None:
+    config = apply_strategy(DEFAULT, "vanilla1+v2v")
+    assert config.data.labelled_share is None
+    assert config.loss.mean_over == "batch"
+    given = load_config(overrides=["data.labelled_share=0.3", "loss.mean_over=labelled"])
+    kept = apply_strategy(given, "vanilla1")
+    assert (kept.data.labelled_share, kept.loss.mean_over) == (0.3, "labelled")
+    assert apply_strategy(DEFAULT, "n2n").data == DEFAULT.data
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_gives_a_configuration_that_reads_back(
     strategy: str, tmp_path: Path
 ) -> None:
-    config = apply_strategy(DEFAULT, strategy, teacher_name=None)
+    config = apply_strategy(DEFAULT, strategy, pair=PAIR_WITH.get(strategy, DEFAULT_PAIR))
     path = tmp_path / "run.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(path) == config
@@ -67,6 +83,65 @@ def test_weights_come_from_the_table_or_from_the_caller() -> None:
     ).terms
     assert (first.weight.points, second.weight.points) == (((0.0, 1000.0),), ((0.0, 5.0),))
     assert {first.teacher_name, second.teacher_name} == {"t"}
+
+
+@pytest.mark.parametrize("pair", PUBLISHED_WEIGHTS, ids="/".join)
+def test_every_row_of_the_table_is_reached_by_its_names(pair: Pair) -> None:
+    assert parse_pair("/".join(pair)) == pair
+    assert nearest_pair(pair.teacher, f"{pair.student}-{pair.dataset}") == pair
+    for strategy, weight in PUBLISHED_WEIGHTS[pair].items():
+        terms = apply_strategy(DEFAULT, strategy, pair=pair).terms
+        assert terms[-1].weight.points[0][1] in (weight, 100 * weight)  # vanilla 1: alpha_F too
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "row"),
+    [
+        ("gemnet-oc", "painn-small", "gemnet-oc/painn/coll"),
+        ("gemnet-oc", "painn-small-oc20", "gemnet-oc/painn/oc20"),
+        ("gemnet-oc", "gemnet-oc", "gemnet-oc/gemnet-oc-small/oc20"),
+        ("gemnet-oc", "gemnet-oc-small-coll", "gemnet-oc/gemnet-oc-small/oc20"),
+        ("painn", "painn", "painn/painn-small/coll"),
+        ("painn", "schnet-oc20", "painn/schnet/oc20"),
+        ("schnet", "painn", "schnet/painn/coll"),
+    ],
+)
+def test_the_nearest_row_is_of_the_same_kind_of_student(
+    teacher: str, student: str, row: str
+) -> None:
+    assert "/".join(nearest_pair(teacher, student)) == row
+
+
+@pytest.mark.parametrize(
+    ("strategy", "student", "teacher"),
+    [("n2n", "node", "node"), ("e2e", "edge", "edge"), ("e2n", "node", "edge_to_node"),
+     ("v2v", "vector", "vector")],
+)  # fmt: skip
+def test_features_are_compared_through_a_linear_map_of_the_students(
+    strategy: str, student: str, teacher: str
+) -> None:
+    """Eq. 4, on the features that section 3 names."""
+    (term,) = apply_strategy(DEFAULT, strategy, weights={strategy: 1.0}).terms
+    assert (term.name, term.student, term.teacher) == (strategy, student, teacher)
+    assert (term.loss, term.student_projection.kind) == ("mse", "linear")
+    assert term.teacher_projection.kind == "identity"
+
+
+def test_v2v_learns_vectors_of_edges_where_the_teacher_has_none_of_its_own() -> None:
+    def taught(*fields: str) -> str:
+        config = apply_strategy(DEFAULT, "n2n+v2v", teacher_fields=fields)
+        return config.terms[1].teacher
+
+    assert taught("node", "vector", "edge_to_vector") == "vector"
+    assert taught("node", "edge_to_vector") == taught("node") == "edge_to_vector"
+
+
+def test_strategies_on_edges_join_others_under_the_weights_of_their_row() -> None:
+    pair = Pair("gemnet-oc", "painn", "oc20")
+    terms = apply_strategy(DEFAULT, "n2n,e2n,v2v", pair=pair, teacher_fields=["node"]).terms
+    assert [term.weight.points[0][1] for term in terms] == [10_000, 1_000, 50_000]
+    annealed = apply_strategy(DEFAULT, "annealed", pair=pair, teacher_fields=["node"]).terms
+    assert [term.teacher for term in annealed] == ["node", "edge_to_vector", "atomic_energy"]
 
 
 def test_vanilla1_repeats_the_ground_truth_loss_whatever_its_schedule() -> None:
@@ -152,3 +227,9 @@ def test_a_weight_the_table_lacks_is_refused() -> None:
         apply_strategy(DEFAULT, "v2v", pair=Pair("painn", "schnet", "coll"))
     with pytest.raises(ConfigError, match="did you mean painn/schnet/coll"):
         published_weight("n2n", Pair("painn", "schnet", "cool"))
+
+
+@pytest.mark.parametrize("text", ["gemnet-oc/painn", "gemnet-oc/painn/coal", "a/b/c/d", ""])
+def test_a_row_that_is_not_in_the_table_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"No published weights for .*known: gemnet-oc/gemnet"):
+        parse_pair(text)

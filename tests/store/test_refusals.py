@@ -121,9 +121,9 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object], *, seal: bool =
 
 
 def test_a_newer_format_is_refused_whatever_else_it_says(copied: Path) -> None:
-    edit(copied, lambda m: m.update(format_version=2, new_key={}), seal=False)
+    edit(copied, lambda m: m.update(format_version=3, new_key={}), seal=False)
     message = refusal(lambda: open_store(copied))
-    assert "has format version 2, this kdcache reads 1. Install a newer kdcache." in message
+    assert "has format version 3, this kdcache reads 1 to 2. Install a newer kdcache." in message
 
 
 def test_an_edited_manifest_is_refused(copied: Path) -> None:

@@ -86,7 +86,8 @@ def sampler(store: Store, rows: Sequence[int] | None = None, **changes: int) -> 
 def batches(
     store: Store, samplers: Sequence[BlockShuffle], n: int, start: int = 0, **changes: object
 ) -> list[Batch]:
-    with Loader(reader(store, **changes), samplers, start_step=start) as loader:
+    lanes = [(reader(store, **changes), one) for one in samplers]
+    with Loader(lanes, start_step=start) as loader:
         return list(islice(loader, n))
 
 
@@ -210,7 +211,7 @@ def test_an_error_of_the_reading_thread_reaches_the_consumer(store: Store, after
     broken = WindowReader(store, Broken(store, after))
     with (
         pytest.raises(OSError, match="the disk is gone"),
-        Loader(broken, [sampler(store)]) as found,
+        Loader([(broken, sampler(store))]) as found,
     ):
         for _ in found:
             pass
@@ -221,7 +222,7 @@ def test_leaving_early_leaves_no_thread(store: Store, taken: int) -> None:
     def ours() -> list[str]:
         return [t.name for t in threading.enumerate() if t.name.startswith("kdcache")]
 
-    with Loader(reader(store), [sampler(store)], ahead=2) as loader:
+    with Loader([(reader(store), sampler(store))], ahead=2) as loader:
         assert len(list(islice(loader, taken))) == taken
         assert ours()
     assert not ours()

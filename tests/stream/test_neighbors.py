@@ -19,6 +19,7 @@ from kdcache.stream.neighbors import (
     RestrictedNeighbors,
     StoredNeighbors,
     block_rows,
+    count_edges,
     neighbors_for,
 )
 from tests.chain import make_store, structures
@@ -79,6 +80,15 @@ def test_a_wider_rule_is_computed(rule: GraphRule, stored: Store, tmp_path: Path
     found = neighbors_for(stored, rule, tmp_path)
     assert isinstance(found, MappedNeighbors)
     assert_lists(found, stored, rule)
+
+
+def test_edges_are_counted_wherever_lists_come_from(stored: Store, tmp_path: Path) -> None:
+    for rule in (WIDE, GraphRule(3.0, 3), GraphRule(4.5)):
+        lists = [
+            neighbor_list(s.positions, s.cell, s.pbc, rule) for s in stored.structures("store")
+        ]
+        found = count_edges(stored, neighbors_for(stored, rule, tmp_path))
+        assert found.tolist() == [edges.n_edges for edges in lists]
 
 
 def test_a_truncated_list_is_never_cut(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from kdcache.errors import ConfigError, TrainingError
 from kdcache.models.taps import Tap
 from kdcache.stream.window import collate
 from kdcache.teachers import NativeTeacher, load_teacher
+from kdcache.testing import check_teacher
 from tests.chain import PAINN, REFERENCES, SCHNET, make_potential, structures
+from tests.test_dump_edges import make_teacher
 
 MODELS = pytest.mark.parametrize("model", [PAINN, SCHNET], ids=["painn", "schnet"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f4", "f8"])
@@ -59,6 +61,16 @@ def test_a_tap_gives_what_the_module_returned() -> None:
     assert torch.equal(computed["vector_msg1"], caught[0])
     plain = NativeTeacher(potential).compute(collate(structures(12), teacher.graph_rule))
     assert all(torch.equal(plain[name], computed[name]) for name in plain)
+
+
+@DTYPES
+def test_a_teacher_with_edges_keeps_what_it_promises_of_their_sums(dtype: torch.dtype) -> None:
+    teacher = make_teacher(dtype)
+    check_teacher(teacher)
+    specs = {spec.name: (spec.level, spec.shape, spec.symmetry) for spec in teacher.field_specs()}
+    assert specs["edge"] == ("edge", (6,), "invariant")
+    assert specs["edge_to_node"] == ("atom", (6,), "invariant")
+    assert specs["edge_to_vector"] == ("atom", (3, 6), "vector")
 
 
 def test_digests_tell_weights_units_precision_and_taps_apart() -> None:
