@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
@@ -24,12 +25,16 @@ class PotentialCalculator(Calculator):
 
     Args:
         potential: in eval mode, on the device to compute on.
+        tags: [n_atoms] Open Catalyst tags of the atoms it will be given; None counts all as 2.
     """
 
-    def __init__(self, potential: Potential) -> None:
+    def __init__(
+        self, potential: Potential, *, tags: npt.NDArray[np.uint8] | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.implemented_properties = ["energy", "free_energy", "forces", "energies"]
         self.potential = potential
+        self.tags = tags
 
     def calculate(
         self,
@@ -47,10 +52,12 @@ class PotentialCalculator(Calculator):
             positions=np.asarray(current.positions, np.float64),
             cell=np.asarray(current.cell.array, np.float64),
             pbc=np.asarray(current.pbc, np.bool_),
+            tags=self.tags,
         )
         parameter = next(self.potential.parameters())
         dtype = np.float64 if parameter.dtype == torch.float64 else np.float32
-        batch = collate([structure], self.potential.graph_rule, dtype)
+        potential = self.potential
+        batch = collate([structure], potential.graph_rule, dtype, further=potential.further_graphs)
         output = self.potential.predict(batch.to(parameter.device))
         energy = float(output.energy[0])
         self.results: dict[str, Any] = {

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from kdcache.errors import DataError
@@ -26,6 +27,8 @@ from kdcache.stream.window import (
 )
 from kdcache.structures import Batch, FloatArray, IntArray, Structure
 
+BoolArray = npt.NDArray[np.bool_]
+
 # OC20's thresholds for "energy and forces within threshold" (Chanussot et al. 2021, section 3).
 EFWT_ENERGY_EV = 0.02
 EFWT_FORCE_EV_PER_A = 0.03
@@ -36,7 +39,7 @@ class Metrics:
     """Errors over a set of structures, named with their units.
 
     Attributes:
-        n_structures, n_atoms: what they are taken over.
+        n_structures, n_atoms: what energies are taken over; forces, without fixed atoms.
         energy_mae_mev, energy_rmse_mev: per structure, meV.
         energy_mae_mev_per_atom, energy_rmse_mev_per_atom: meV per atom.
         force_mae_mev_per_a, force_rmse_mev_per_a: per component, meV/Å.
@@ -68,6 +71,7 @@ class Predictions:
         energy, true_energy: [n_structures] eV.
         forces, true_forces: [n_atoms, 3] eV/Å.
         groups: [n_structures] group names.
+        free: [n_atoms] bool, atoms whose forces count; None for all.
     """
 
     n_atoms: IntArray
@@ -76,20 +80,31 @@ class Predictions:
     forces: FloatArray
     true_forces: FloatArray
     groups: list[str]
+    free: BoolArray | None = None
 
-    def metrics(self, chosen: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None) -> Metrics:
+    @property
+    def n_fixed(self) -> int:
+        """Atoms whose forces do not count."""
+        return 0 if self.free is None else int((~self.free).sum())
+
+    def metrics(self, chosen: BoolArray | None = None) -> Metrics:
         """Errors of all structures, or of the chosen ones ([n_structures] bool)."""
         if chosen is None:
             chosen = np.ones(len(self.n_atoms), bool)
         atoms = np.repeat(chosen, self.n_atoms)
         n_atoms = self.n_atoms[chosen]
         energy_error = (self.energy - self.true_energy)[chosen]
-        forces, truth = self.forces[atoms], self.true_forces[atoms]
+        free = np.ones(len(atoms), bool) if self.free is None else self.free
+        counted = atoms & free
+        forces, truth = self.forces[counted], self.true_forces[counted]
         force_error = forces - truth
         norms = np.linalg.norm(forces, axis=1) * np.linalg.norm(truth, axis=1)
         # As torch's cosine_similarity: an atom without force counts 0, it is not left out.
         cosine = (forces * truth).sum(1) / np.maximum(norms, 1e-8)
-        worst = np.maximum.reduceat(np.abs(force_error).max(axis=1), np.cumsum(n_atoms) - n_atoms)
+        # Of every atom, 0 where its force does not count: a structure may have no free atom.
+        largest = np.zeros(len(atoms))
+        largest[counted] = np.abs(force_error).max(axis=1)
+        worst = np.maximum.reduceat(largest[atoms], np.cumsum(n_atoms) - n_atoms)
         within = (np.abs(energy_error) < EFWT_ENERGY_EV) & (worst < EFWT_FORCE_EV_PER_A)
         return Metrics(
             n_structures=len(n_atoms),
@@ -98,9 +113,9 @@ class Predictions:
             energy_rmse_mev=1e3 * float(np.sqrt((energy_error**2).mean())),
             energy_mae_mev_per_atom=1e3 * float(np.abs(energy_error / n_atoms).mean()),
             energy_rmse_mev_per_atom=1e3 * float(np.sqrt(((energy_error / n_atoms) ** 2).mean())),
-            force_mae_mev_per_a=1e3 * float(np.abs(force_error).mean()),
-            force_rmse_mev_per_a=1e3 * float(np.sqrt((force_error**2).mean())),
-            force_cos=float(cosine.mean()),
+            force_mae_mev_per_a=1e3 * _mean(np.abs(force_error)),
+            force_rmse_mev_per_a=1e3 * float(np.sqrt(_mean(force_error**2))),
+            force_cos=_mean(cosine),
             efwt=float(within.mean()),
         )
 
@@ -111,8 +126,17 @@ class Predictions:
         return {name: self.metrics(labels == name) for name in names}
 
 
+def _mean(values: FloatArray) -> float:
+    """NaN of nothing, as in a group whose atoms are all fixed."""
+    return float(values.mean()) if values.size else float("nan")
+
+
 def predict_batches(
-    potential: Potential, batches: Iterable[Batch], *, groups: list[str] | None = None
+    potential: Potential,
+    batches: Iterable[Batch],
+    *,
+    groups: list[str] | None = None,
+    free_atoms_only: bool = True,
 ) -> Predictions:
     """Predictions beside the labels of batches whose energies are relative to the references.
 
@@ -120,10 +144,13 @@ def predict_batches(
         potential: its mode decides whether gradient forces keep their graph; pass it in eval mode.
         batches: with energy and forces, on any device.
         groups: group names of all structures, in order; empty names without.
+        free_atoms_only: forces on atoms that the data holds fixed do not count, as in OC20.
     """
     device = next(potential.parameters()).device
     n_atoms: list[IntArray] = []
     found: tuple[list[FloatArray], ...] = ([], [], [], [])
+    free: list[BoolArray] = []
+    any_fixed = False
     with torch.no_grad():
         for batch in batches:
             output = potential(batch.to(device))
@@ -133,12 +160,25 @@ def predict_batches(
             for part, value in zip(found, values, strict=True):
                 assert value is not None
                 part.append(value.detach().double().cpu().numpy())
+            if batch.fixed is None or not free_atoms_only:
+                free.append(np.ones(batch.n_atoms, bool))
+            else:
+                free.append(~batch.fixed.cpu().numpy())
+                any_fixed = True
     if not n_atoms:
         raise DataError("There are no structures to evaluate on. Check the file and the split.")
     energy, true_energy, forces, true_forces = (np.concatenate(part) for part in found)
     counts_all = np.concatenate(n_atoms)
     names = groups if groups is not None else [""] * len(counts_all)
-    return Predictions(counts_all, energy, true_energy, forces, true_forces, names)
+    return Predictions(
+        counts_all,
+        energy,
+        true_energy,
+        forces,
+        true_forces,
+        names,
+        np.concatenate(free) if any_fixed else None,
+    )
 
 
 def predict_structures(
@@ -147,6 +187,7 @@ def predict_structures(
     *,
     n_structures: int | None = None,
     max_atoms: int = 4096,
+    free_atoms_only: bool = True,
     progress: Progress = silent,
 ) -> Predictions:
     """Energies and forces of labelled structures beside their labels, relative to the references.
@@ -156,6 +197,7 @@ def predict_structures(
         structures: read as they come, a thousand at a time.
         n_structures: how many there are, for the progress bar.
         max_atoms: atoms in one batch.
+        free_atoms_only: as for `predict_batches`.
         progress: shows the walk.
 
     Raises:
@@ -175,7 +217,9 @@ def predict_structures(
                     _require_labels(structure)
                 groups.extend(structure.group for structure in chunk)
                 dtype = np.float64 if float64 else np.float32
-                window = window_of(chunk, potential.graph_rule, dtype=dtype)
+                window = window_of(
+                    chunk, potential.graph_rule, further=potential.further_graphs, dtype=dtype
+                )
                 window.arrays["energy"] -= reference_totals(
                     window.arrays["atomic_numbers"], window.n_atoms, table
                 )
@@ -185,7 +229,7 @@ def predict_structures(
                     yield make_batch([window.gather(np.arange(run.start, run.stop))])
                 advance(len(chunk))
 
-    return predict_batches(potential, batches(), groups=groups)
+    return predict_batches(potential, batches(), groups=groups, free_atoms_only=free_atoms_only)
 
 
 def kept(

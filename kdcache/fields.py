@@ -55,12 +55,22 @@ CELL = FieldSpec("cell", "structure", (3, 3), "float64", "Å", "vector")
 PBC = FieldSpec("pbc", "structure", (3,), "bool")
 ENERGY = FieldSpec("energy", "structure", (), "float64", "eV")
 FORCES = FieldSpec("forces", "atom", (3,), "float64", "eV/Å", "vector")
+TAGS = FieldSpec("tags", "atom", dtype="uint8")
+FIXED = FieldSpec("fixed", "atom", dtype="bool")
 EDGE_INDEX = FieldSpec("edge_index", "edge", (2,), "int32")
 EDGE_SHIFT = FieldSpec("edge_shift", "edge", (3,), "int16")
 
 # The ground truth, in every store. Energy and forces are NaN where a structure has no label.
 STRUCTURE_FIELDS: tuple[FieldSpec, ...] = (ATOMIC_NUMBERS, POSITIONS, CELL, PBC, ENERGY, FORCES)
 
+# What some datasets say of their atoms, kept only where one does. A structure that says nothing has
+# tags of 2 and no fixed atom.
+OPTIONAL_FIELDS: tuple[FieldSpec, ...] = (TAGS, FIXED)
+
 # The neighbour list of the store's graph rule, where it is kept. Row (source, target) counted from
 # the structure's first atom; edge_shift is the integer cell shift of the source image.
 GRAPH_FIELDS: tuple[FieldSpec, ...] = (EDGE_INDEX, EDGE_SHIFT)
+
+# Edges of a teacher's own, kept beside its edge features; the writer adds the counts, from which
+# the layout of the teacher's edge fields follows.
+N_EDGES = FieldSpec("n_edges", "structure", (), "int64")

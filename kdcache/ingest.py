@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import DataError, IdentityError, StoreError
-from kdcache.fields import GRAPH_FIELDS, STRUCTURE_FIELDS, FieldSpec
+from kdcache.fields import GRAPH_FIELDS, OPTIONAL_FIELDS, STRUCTURE_FIELDS, FieldSpec
 from kdcache.graphs import Edges, GraphRule, neighbor_list
 from kdcache.progress import Progress, silent
 from kdcache.readers import Dataset, ReadOptions, read_structures
@@ -70,7 +70,7 @@ class ImportOptions:
 
 
 def import_dataset(
-    sources: Source | Sequence[Source],
+    sources: Source | Sequence[Source] | Dataset,
     output: str | Path,
     options: ImportOptions | None = None,
     progress: Progress = silent,
@@ -78,7 +78,7 @@ def import_dataset(
     """Read a dataset into a new store, or go on with an import that was killed.
 
     Args:
-        sources: files, globs or stores.
+        sources: files, globs or stores, or a dataset made of them.
         output: where the store is made.
         options: keys, units, order, splits, graph.
         progress: shows structures read and written.
@@ -96,7 +96,7 @@ def import_dataset(
     options = options or ImportOptions()
     output = Path(output)
     check_fractions(options.split)
-    dataset = read_structures(sources, options.read)
+    dataset = sources if isinstance(sources, Dataset) else read_structures(sources, options.read)
     identity = _identity(dataset, options)
     directory = output / WORK / "spool"
     # Refused now, not after hours of reading.
@@ -232,7 +232,8 @@ def _write(
         group=spool.group[order],
         weight=spool.weight[order],
     )
-    fields: tuple[FieldSpec, ...] = STRUCTURE_FIELDS
+    optional = [spec for spec in OPTIONAL_FIELDS if spec.name in spool.optional]
+    fields: tuple[FieldSpec, ...] = (*STRUCTURE_FIELDS, *optional)
     graph = None
     if options.graph is not None:
         fields += GRAPH_FIELDS
@@ -313,6 +314,7 @@ def _identity(dataset: Dataset, options: ImportOptions) -> dict[str, Any]:
     return {
         "files": files,
         "read": asdict(options.read),
+        "recipe": dataset.recipe,
         "graph": options.graph.to_json() if options.graph is not None else None,
     }
 

@@ -21,13 +21,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcache.fields import GRAPH_FIELDS, STRUCTURE_FIELDS, FieldSpec, Level
+from kdcache.fields import GRAPH_FIELDS, OPTIONAL_FIELDS, STRUCTURE_FIELDS, FieldSpec, Level
 from kdcache.graphs import Edges
-from kdcache.structures import CONTENT_HASH_BYTES, IntArray, Structure
+from kdcache.structures import CONTENT_HASH_BYTES, DEFAULT_TAG, IntArray, Structure
 
 Array = npt.NDArray[Any]
 
-SPOOL_FIELDS = (*STRUCTURE_FIELDS, *GRAPH_FIELDS)
+SPOOL_FIELDS = (*STRUCTURE_FIELDS, *OPTIONAL_FIELDS, *GRAPH_FIELDS)
 COLUMNS = pa.schema(
     [
         ("structure_id", pa.string()),
@@ -60,6 +60,7 @@ class Spool:
         notes: what was said while reading.
         keys: which key of the files each quantity was taken from.
         truncated: a neighbour list was cut by the rule's limit.
+        optional: names of the optional fields that at least one structure has.
     """
 
     directory: Path
@@ -75,6 +76,7 @@ class Spool:
     notes: tuple[str, ...]
     keys: dict[str, str]
     truncated: bool
+    optional: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.n_atoms)
@@ -83,7 +85,7 @@ class Spool:
         """Values of some structures, concatenated in the order given.
 
         Args:
-            spec: one of the structure or graph fields.
+            spec: one of the structure, optional or graph fields.
             rows: [k] places in the dataset.
         """
         counts = self._counts(spec.level)
@@ -112,6 +114,7 @@ class SpoolWriter:
         directory.mkdir(parents=True)
         self.directory = directory
         self.truncated = False
+        self._optional: set[str] = set()
         with ExitStack() as stack:
             self._files: dict[str, IO[bytes]] = {
                 spec.name: stack.enter_context(open(directory / f"{spec.name}.bin", "wb"))
@@ -133,6 +136,7 @@ class SpoolWriter:
         """Add a structure, with its neighbour list where the store keeps one."""
         n_atoms = structure.n_atoms
         forces = structure.forces
+        tags, fixed = structure.tags, structure.fixed
         values: dict[str, Any] = {
             "atomic_numbers": structure.atomic_numbers,
             "positions": structure.positions,
@@ -140,7 +144,10 @@ class SpoolWriter:
             "pbc": structure.pbc,
             "energy": np.nan if structure.energy is None else structure.energy,
             "forces": np.full((n_atoms, 3), np.nan) if forces is None else forces,
+            "tags": np.full(n_atoms, DEFAULT_TAG) if tags is None else tags,
+            "fixed": np.zeros(n_atoms) if fixed is None else fixed,
         }
+        self._optional |= {n for n in ("tags", "fixed") if getattr(structure, n) is not None}
         if edges is not None:
             values |= {"edge_index": edges.edge_index.T, "edge_shift": edges.edge_shift}
             self.truncated |= edges.truncated
@@ -174,6 +181,7 @@ class SpoolWriter:
             "notes": list(notes),
             "keys": dict(keys),
             "truncated": self.truncated,
+            "optional": sorted(self._optional),
         }
         partial = self.directory / f"{COMPLETE}.partial"
         for name in [*(f"{spec.name}.bin" for spec in SPOOL_FIELDS), COLUMN_FILE]:
@@ -226,6 +234,8 @@ def open_spool(directory: Path, identity: Mapping[str, Any]) -> Spool | None:
         notes=tuple(record["notes"]),
         keys=record["keys"],
         truncated=record["truncated"],
+        # Absent from a spool that an earlier version left behind.
+        optional=tuple(record.get("optional", ())),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,45 @@ def test_efwt_needs_energy_and_every_force_component() -> None:
     found.forces[0] = 0.0
     found.energy[0] = 1.021
     assert found.metrics().efwt == 0.0
+
+
+def test_fixed_atoms_count_for_energies_alone() -> None:
+    found = replace(predictions(), free=np.array([True, True, False]))
+    metrics = found.metrics()
+    assert metrics.force_mae_mev_per_a == pytest.approx(1e3 * 0.02 / 6)
+    assert metrics.force_cos == pytest.approx((0 + 1) / 2)
+    assert metrics.energy_mae_mev == predictions().metrics().energy_mae_mev
+    assert metrics.n_atoms == 3
+    assert found.n_fixed == 1
+    found.energy[1] = found.true_energy[1]
+    assert found.metrics().efwt == 1.0  # off by 3 eV/Å, but held in place
+    whole = replace(found, free=None)
+    assert whole.metrics().efwt == 0.5
+    none_free = replace(found, free=np.zeros(3, bool)).metrics()
+    assert np.isnan(none_free.force_mae_mev_per_a)
+    assert np.isfinite(none_free.energy_mae_mev)
+
+
+@pytest.mark.parametrize("free_atoms_only", [True, False])
+def test_fixed_atoms_of_structures_are_left_out_by_choice(free_atoms_only: bool) -> None:
+    model = build_model({"name": "painn", "hidden_channels": 4, "num_layers": 1, "num_rbf": 4})
+    potential = Potential(model, Normalizer(), {}).eval()
+    kinds: list[tuple[int, list[bool] | None]] = [(2, [True, False]), (1, None), (2, [False] * 2)]
+    structures = [
+        Structure(
+            structure_id=str(s),
+            atomic_numbers=np.ones(n, np.int64),
+            positions=np.arange(3.0 * n).reshape(n, 3),
+            cell=np.zeros((3, 3)),
+            pbc=np.zeros(3, bool),
+            energy=0.0,
+            forces=np.zeros((n, 3)),
+            fixed=None if fixed is None else np.array(fixed),
+        )
+        for s, (n, fixed) in enumerate(kinds)
+    ]
+    found = predict_structures(potential, structures, free_atoms_only=free_atoms_only)
+    assert found.n_fixed == (1 if free_atoms_only else 0)
 
 
 def test_groups_are_reported_apart() -> None:

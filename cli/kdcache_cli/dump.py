@@ -26,17 +26,27 @@ LAYOUT = (
 
 @click.command("dump-teacher")
 @click.argument("data", nargs=-1)
-@click.option("--teacher", "checkpoint", required=True, help="Run directory of a trained model.")
+@click.option(
+    "--teacher",
+    "checkpoint",
+    required=True,
+    help="Run directory of a trained model, or the checkpoint of another --teacher-format.",
+)
 @click.option(
     "--teacher-format",
     default="native",
     show_default=True,
-    help="Kind of checkpoint, or package.module:factory.",
+    help="Kind of checkpoint: native, ocp (Open Catalyst), or package.module:factory.",
 )
+@click.option("--scale-file", help="Scale factors of an Open Catalyst GemNet-OC, .pt or .json.")
+@click.option("--teacher-config", help="YAML or JSON of a teacher whose checkpoint has none.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="New store.")
 @click.option("--into", type=click.Path(path_type=Path), help="Existing store to add to.")
 @click.option("--name", default="teacher", show_default=True, help="Name of the teacher there.")
-@click.option("--fields", help="Fields to keep, by comma (default: all the teacher gives).")
+@click.option(
+    "--fields",
+    help="Fields to keep, by comma (default: all; of edges, only their sums at the atoms).",
+)
 @click.option("--tap", "taps", multiple=True, help="Inner module: node/msg2=message_layers.2.")
 @click.option("--codec", type=click.Choice(CODECS), default="half", show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
@@ -81,6 +91,7 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
     \b
     kdcache dump-teacher train.extxyz --teacher teacher -o features.zarr
     kdcache dump-teacher --into features.zarr --teacher other --name other
+    kdcache dump-teacher s2ef/ --allow-pickle --teacher oc20.pt --teacher-format ocp -o oc.zarr
     """
     import tempfile
 
@@ -108,8 +119,11 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
         device=device,
         precision=values["precision"],
         taps=[Tap.parse(text) for text in values["taps"]],
+        scale_file=values["scale_file"],
+        config_file=values["teacher_config"],
+        allow_pickle=read.allow_pickle,
     )
-    fields = _names(values["fields"])
+    fields = names(values["fields"])
     # Before the dataset is read: a misspelt field should not wait for it.
     choose_fields(teacher.field_specs(), fields, values["codec"])
     options = ImportOptions(
@@ -142,10 +156,11 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
             graph_cache=Path(scratch),
             progress=bars,
         )
-    click.echo(_shown(report))
+    click.echo(report_dump(report))
 
 
-def _names(text: str | None) -> list[str] | None:
+def names(text: str | None) -> list[str] | None:
+    """Names by comma; None where none were given."""
     if text is None:
         return None
     return [name.strip() for name in text.split(",") if name.strip()]
@@ -159,7 +174,8 @@ def _refuse_layout(context: click.Context) -> None:
             raise ConfigError(f"{flag} is decided with a new store (-o). Leave it out with --into.")
 
 
-def _shown(report: Any) -> str:
+def report_dump(report: Any) -> str:
+    """What was kept of a teacher, with its errors, and how fast."""
     rows = []
     for name, entry in report.entry.fields.items():
         error = report.entry.errors[name]

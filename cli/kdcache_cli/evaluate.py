@@ -30,6 +30,7 @@ from kdcache_cli.tables import table
     help="Only structures of this split.",
 )
 @click.option("--max-force", type=float, help="Leave out structures with a larger force, eV/Å.")
+@click.option("--all-atoms", is_flag=True, help="Count forces on fixed atoms, too.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
 @click.option(
     "--max-atoms", type=AT_LEAST_ONE, default=4096, show_default=True, help="Atoms in a batch."
@@ -53,11 +54,20 @@ def evaluate_command(run: Path, data: tuple[str, ...], **values: Any) -> None:
     structures = kept(dataset, split=values["split"], max_force=values["max_force"])
     started = time.perf_counter()
     predictions = predict_structures(
-        potential, structures, max_atoms=values["max_atoms"], progress=bars
+        potential,
+        structures,
+        max_atoms=values["max_atoms"],
+        free_atoms_only=not values["all_atoms"],
+        progress=bars,
     )
     seconds = time.perf_counter() - started
     whole, groups = predictions.metrics(), predictions.by_group()
     click.echo(_shown({"all": whole, **groups}))
+    if predictions.n_fixed:
+        click.echo(
+            f"forces without {predictions.n_fixed} of {whole.n_atoms} atoms that the data holds "
+            f"fixed (--all-atoms counts them)"
+        )
     if values["json_file"]:
         report = {
             **whole.as_dict(),

@@ -34,7 +34,7 @@ from kdcache_cli.tables import size
 @click.option("--licence-labels", default="", help="Licence of energies and forces.")
 def import_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     """Read DATA (files or globs: extended XYZ, any ASE format, ASE databases, npz, HDF5, Parquet,
-    or a store) into a store that every other command takes.
+    Open Catalyst LMDB, or a store) into a store that every other command takes.
 
     \b
     kdcache import train.extxyz val.extxyz -o data.zarr

@@ -28,11 +28,18 @@ READING: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--group-key", {"help": "Key of the group errors are reported by (default: config_type)."}),
     ("--split-key", {"help": "Key naming train, val or test (default: split)."}),
     ("--id-key", {"help": "Key of the structure's id (default: file name and place)."}),
+    ("--tags-key", {"help": "Atoms' Open Catalyst tags: 0 bulk, 1 surface, 2 adsorbate."}),
 )
 
 
 def reading_options(command: F) -> F:
-    """How a dataset is read: `--format`, keys, units, `--unlabelled`."""
+    """How a dataset is read: `--format`, keys, units, `--unlabelled`, `--allow-pickle`."""
+    command = click.option(
+        "--allow-pickle",
+        is_flag=True,
+        help="Read files that are Python pickles (Open Catalyst LMDB and old checkpoints). Only "
+        "for files whose origin you trust: unpickling can run their code.",
+    )(command)
     command = click.option(
         "--unlabelled", is_flag=True, help="Accept structures without energy or forces."
     )(command)
@@ -46,7 +53,8 @@ def read_options(values: dict[str, Any]) -> Any:
     from kdcache.readers import ReadOptions
 
     keys = [name.removeprefix("--").replace("-", "_") for name, _ in READING]
-    return ReadOptions(**{key: values.pop(key) for key in [*keys, "unlabelled"]})
+    flags = ["unlabelled", "allow_pickle"]
+    return ReadOptions(**{key: values.pop(key) for key in [*keys, *flags]})
 
 
 def refuse_runs(data: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Structures out of files: extended XYZ, ASE, npz, HDF5, Parquet and stores.
+"""Structures out of files: extended XYZ, ASE, npz, HDF5, Parquet, LMDB and stores.
 
 Owns formats, keys and units; what becomes of the structures is the caller's.
 Invariant: every structure that leaves here is checked, in eV, Å and eV/Å, and named.

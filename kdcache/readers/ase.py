@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ase.db
 import ase.io
 import numpy as np
+from ase.constraints import FixAtoms
 from ase.io.formats import UnknownFileTypeError
 
 from kdcache.readers.interface import ReadOptions, unreadable
@@ -86,7 +87,15 @@ def _from_atoms(
         cell=np.array(atoms.cell.array, dtype=np.float64) * factors.length,
         pbc=np.array(atoms.pbc, dtype=np.bool_),
     )
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            if structure.fixed is None:
+                structure.fixed = np.zeros(len(atoms), dtype=np.bool_)
+            structure.fixed[constraint.index] = True
     results = dict(atoms.calc.results) if atoms.calc is not None else {}
     info = {**atoms.info, **named}
     arrays = {**named, **atoms.arrays}
-    return label_structure(structure, path, index, info, arrays, results, options, factors, keys)
+    label_structure(structure, path, index, info, arrays, results, options, factors, keys)
+    if structure.fixed is not None:
+        keys.record(path, "fixed atoms", "FixAtoms")
+    return structure

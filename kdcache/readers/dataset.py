@@ -29,6 +29,7 @@ FORMAT_OF_SUFFIX = {
     ".hdf5": "hdf5",
     ".parquet": "parquet",
     ".db": "ase-db",
+    ".lmdb": "ocp-lmdb",
     ".zarr": "store",
 }
 COMPRESSED = (".gz", ".bz2", ".xz")
@@ -43,12 +44,15 @@ class Dataset:
     Attributes:
         paths: the files, in order.
         options: how they are read.
+        recipe: what is made of them, where structures do not come as they are; identifies an
+            import beside the files.
         keys: which keys the labels were taken from, filled while iterating.
         counts: structures read of each file, filled while iterating.
     """
 
     paths: tuple[Path, ...]
     options: ReadOptions = field(default_factory=ReadOptions)
+    recipe: str = ""
     keys: LabelKeys = field(default_factory=LabelKeys)
     counts: list[int] = field(default_factory=list)
 
@@ -107,7 +111,8 @@ def read_structures(
     """A dataset of files and globs, not read yet.
 
     Args:
-        sources: one or several files, stores or globs ("data/*.extxyz", sorted by name).
+        sources: one or several files, stores, globs ("data/*.extxyz", sorted by name) or
+            directories of LMDB shards.
         options: format, keys, units.
 
     Raises:
@@ -147,7 +152,10 @@ def _expand(source: Source) -> list[Path]:
     path = Path(source).expanduser()
     # A file may well be called "a[1].xyz": what exists is no pattern.
     if path.exists():
-        if path.is_dir() and format_of(path) != "store":
+        if path.is_dir() and format_of(path) == "ase":
+            shards = sorted(path.glob("*.lmdb"))
+            if shards:
+                return shards
             raise DataError(f"{path} is a directory. Name its files, e.g. '{path / '*.extxyz'}'.")
         return [path]
     if not glob.has_magic(str(path)):

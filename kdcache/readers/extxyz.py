@@ -26,6 +26,8 @@ from kdcache.readers.labels import LabelKeys, label_structure
 from kdcache.readers.units import UnitFactors
 from kdcache.structures import FloatArray, IntArray, Structure
 
+# ASE's column of a constraint: F where an atom is held, one flag or one for each axis.
+MOVE_MASK = "move_mask"
 # A count above this is a damaged line, and trusting it would read the rest of the file at once.
 MAX_ATOMS = 10_000_000
 
@@ -66,7 +68,7 @@ def read_extxyz(path: Path, options: ReadOptions, keys: LabelKeys) -> Iterator[S
         UnitError: an unknown unit.
     """
     factors = options.factors()
-    wanted = {options.forces_key or "REF_forces", "forces"}
+    wanted = {options.forces_key or "REF_forces", "forces", options.tags_key or "forces"}
     try:
         with open_with_compression(str(path)) as file:
             for index, frame in enumerate(_frames(file, path)):
@@ -99,7 +101,10 @@ def _parse(
         for key, source in (("energy", info), ("forces", arrays))
         if key in source
     }
-    return label_structure(structure, path, index, info, arrays, results, options, factors, keys)
+    label_structure(structure, path, index, info, arrays, results, options, factors, keys)
+    if structure.fixed is not None:
+        keys.record(path, "fixed atoms", MOVE_MASK)
+    return structure
 
 
 def _frames(file: IO[str], path: Path) -> Iterator[Frame]:
@@ -154,7 +159,7 @@ def _columns(properties: str) -> Columns:
 def _arrays(
     table: list[str], columns: Columns, wanted: set[str]
 ) -> dict[str, list[str] | FloatArray]:
-    """The columns that are read: species as text, positions and forces as numbers."""
+    """The columns that are read: species as text, a mask as flags, the others as numbers."""
     width = columns.n_columns
     tokens = "".join(table).split()
     if len(tokens) != len(table) * width:
@@ -170,6 +175,9 @@ def _arrays(
     for name, (kind, start, count) in columns.of.items():
         if name in ("species", "Z"):
             arrays[name] = tokens[start::width]
+        elif name == MOVE_MASK and kind == "L":
+            flags = [tokens[c::width] for c in range(start, start + count)]
+            arrays[name] = np.array([[flag[0] in "Tt1" for flag in axis] for axis in flags]).T
         elif name == "pos" or name in wanted:
             if kind not in ("R", "I"):
                 raise ValueError(f"{name} must be numbers (R), Properties says {kind}")
@@ -183,6 +191,7 @@ def _structure(info: dict[str, Any], arrays: dict[str, Any], length_factor: floa
     lattice = info.pop("Lattice", None)
     # A file with a lattice and no pbc is periodic along all axes; without a lattice, along none.
     pbc = np.broadcast_to(np.array(info.pop("pbc", lattice is not None)), (3,))
+    moves = arrays.pop(MOVE_MASK, None)
     if pbc.dtype.kind not in "bi":
         raise ValueError(f"pbc must be T or F for three axes, got {pbc.tolist()}")
     cell = np.zeros((3, 3)) if lattice is None else np.array(lattice.T, dtype=np.float64)
@@ -192,6 +201,7 @@ def _structure(info: dict[str, Any], arrays: dict[str, Any], length_factor: floa
         positions=arrays.pop("pos") * length_factor,
         cell=cell * length_factor,
         pbc=pbc.astype(np.bool_),
+        fixed=None if moves is None else ~moves.any(axis=1),
     )
 
 

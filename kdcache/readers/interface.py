@@ -37,7 +37,12 @@ class ReadOptions:
         group_key: what errors are reported by; None tries config_type, then group.
         split_key: names train, val or test; None takes "split" where it holds only such names;
             "none" reads no split.
-        id_key: the structure's id; None numbers structures as "<file stem>:<place>".
+        id_key: the structure's id; None numbers structures as "<file stem>:<place>", or takes the
+            format's own ids.
+        tags_key: per-atom integers that are Open Catalyst tags (0 below the surface, 1 surface,
+            2 adsorbate); None reads them from Open Catalyst's own files alone: elsewhere, as in
+            slabs that ASE builds, tags often mean layers.
+        allow_pickle: read formats that consist of Python pickles (Open Catalyst LMDB).
     """
 
     format: str | None = None
@@ -50,6 +55,8 @@ class ReadOptions:
     group_key: str | None = None
     split_key: str | None = None
     id_key: str | None = None
+    tags_key: str | None = None
+    allow_pickle: bool = False
 
     def factors(self) -> UnitFactors:
         """Unit factors with eV, Å and eV/Å where nothing was said.

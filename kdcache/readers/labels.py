@@ -17,7 +17,7 @@ import numpy as np
 from kdcache.errors import DataError, did_you_mean
 from kdcache.readers.interface import ReadOptions, place
 from kdcache.readers.units import UnitFactors
-from kdcache.structures import FloatArray, Structure
+from kdcache.structures import FloatArray, IntArray, Structure
 
 REFERENCE_KEYS = {"energy": "REF_energy", "forces": "REF_forces"}
 GROUP_KEYS = ("config_type", "group")
@@ -148,6 +148,10 @@ def label_structure(
         keys.record(path, "split", "split" if structure.split else f"nothing ({written!r} is none)")
     if options.id_key is not None:
         structure.structure_id = str(_named(info, options.id_key, where, "--id-key"))
+    if options.tags_key is not None:
+        values = _named(arrays, options.tags_key, where, "--tags-key")
+        structure.tags = as_integers(values, where, options.tags_key, 255).astype(np.uint8)
+        keys.record(path, "tags", options.tags_key)
     return structure
 
 
@@ -175,6 +179,18 @@ def as_array(value: Any, where: str, name: str) -> FloatArray:
         shown = repr(value)
         shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
         raise DataError(f"{where}: {name} must be numbers, got {shown}.") from error
+
+
+def as_integers(value: Any, where: str, name: str, largest: int) -> IntArray:
+    """[n] integers from 0 to `largest`, which a file may keep as floats.
+
+    Raises:
+        DataError: not such integers.
+    """
+    array = as_array(value, where, name).reshape(-1)
+    if not ((array == np.round(array)) & (array >= 0) & (array <= largest)).all():
+        raise DataError(f"{where}: {name} must be integers from 0 to {largest}.")
+    return array.astype(np.int64)
 
 
 def split_of(value: Any, where: str, *, named: str | None) -> str:

@@ -17,7 +17,7 @@ from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 
 from kdcache.errors import DataError, did_you_mean
 from kdcache.readers.interface import ReadOptions, place
-from kdcache.readers.labels import LabelKeys, as_array, as_energy, split_of
+from kdcache.readers.labels import LabelKeys, as_array, as_energy, as_integers, split_of
 from kdcache.readers.units import UnitFactors
 from kdcache.structures import IntArray, Structure
 
@@ -60,7 +60,7 @@ def match_names(
         path: the file.
 
     Returns:
-        Array names by quantity: those of `NAMES`, and "id".
+        Array names by quantity: those of `NAMES`, "id" and "tags".
 
     Raises:
         DataError: positions, numbers or a label is missing, a named array is, or two arrays could
@@ -72,9 +72,10 @@ def match_names(
         "group": options.group_key,
         "split": None if options.split_key == "none" else options.split_key,
         "id": options.id_key,
+        "tags": options.tags_key,
     }
     found: dict[str, str] = {}
-    for quantity in (*NAMES, "id"):
+    for quantity in (*NAMES, "id", "tags"):
         key = named.get(quantity)
         if key is not None:
             if key not in present:
@@ -200,6 +201,8 @@ def row_structure(
             _text(values["split"]) if "split" in values else None, where, named=options.split_key
         ),
     )
+    if "tags" in values:
+        structure.tags = as_integers(values["tags"], where, "tags", 255)[atoms].astype(np.uint8)
     if values.get("energy") is not None:
         energy = as_energy(values["energy"], where) * factors.energy
         structure.energy = None if options.unlabelled and np.isnan(energy) else energy
@@ -230,7 +233,7 @@ def as_atomic_numbers(values: Any, where: str) -> IntArray:
 
 
 def _is_shared(quantity: str, shape: tuple[int, ...], n_structures: int) -> bool:
-    if quantity in ("numbers", "pbc"):
+    if quantity in ("numbers", "pbc", "tags"):
         return len(shape) < 2
     # [3], [9] and [3, 3] are one cell; for three structures [3, 3] is one box (a, b, c) each.
     return quantity == "cell" and (len(shape) < 2 or (shape == (3, 3) and n_structures != 3))

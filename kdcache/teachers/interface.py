@@ -26,6 +26,7 @@ class Teacher(Protocol):
         digest: SHA-256 (hex) over weights, configuration, units and taps: equal digests give equal
             features.
         graph_rule: the neighbours it wants in a batch.
+        further_graphs: rules of other neighbour lists it wants, by name; mostly none.
         architecture: configuration, as JSON.
         references: eV by atomic number, contained in its energies.
         dtype: floating dtype it computes in.
@@ -37,6 +38,8 @@ class Teacher(Protocol):
     def digest(self) -> str: ...
     @property
     def graph_rule(self) -> GraphRule: ...
+    @property
+    def further_graphs(self) -> Mapping[str, GraphRule]: ...
     @property
     def architecture(self) -> Mapping[str, Any]: ...
     @property
@@ -57,7 +60,11 @@ class Teacher(Protocol):
 
 
 class TeacherLoader(Protocol):
-    """Opens checkpoints of one kind; what an entry point of kdcache.teachers names."""
+    """Opens checkpoints of one kind; what an entry point of kdcache.teachers names.
+
+    A loader may take further keywords, and is given those its signature names: `scale_file` and
+    `config_file`, paths of files beside the checkpoint or None, and `allow_pickle`.
+    """
 
     def __call__(
         self, path: str, *, device: str, dtype: torch.dtype, taps: Sequence[Tap]

@@ -23,7 +23,9 @@ def test_a_trajectory_is_read_with_raw_forces_on_fixed_atoms(tmp_path: Path) -> 
     ase.io.write(path, images)
     dataset = read_structures(path)
     found = list(dataset)
-    assert dataset.notes == ["md.traj: energy from energy, forces from forces"]
+    assert dataset.notes == [
+        "md.traj: energy from energy, forces from forces, fixed atoms from FixAtoms"
+    ]
     assert [s.structure_id for s in found] == [f"md:{s}" for s in range(6)]
     for s, structure in enumerate(found):
         assert_same(structure, numbered_structure(s))
@@ -36,6 +38,34 @@ def test_the_ase_reader_and_ours_agree_on_extended_xyz(tmp_path: Path) -> None:
     theirs = read_structures(path, ReadOptions(format="ase"))
     for a, b in zip(ours, theirs, strict=True):
         assert_same(a, b)
+
+
+@pytest.mark.parametrize("format_name", ["extxyz", "ase"])
+def test_constraints_are_fixed_atoms_and_tags_are_read_when_named(
+    tmp_path: Path, format_name: str
+) -> None:
+    images = [as_atoms(numbered_structure(s)) for s in range(6)]
+    for s, atoms in enumerate(images):
+        atoms.set_tags(np.arange(len(atoms)) % 3)
+        atoms.set_constraint(FixAtoms([len(atoms) - 1]))
+        # ASE leaves the column out where an image has no constraint, and so does nothing here.
+        if s == 4:
+            atoms.set_constraint()
+    path = tmp_path / "a.extxyz"
+    ase.io.write(path, images, columns=["symbols", "positions", "tags", "move_mask"])
+    options = ReadOptions(format=format_name, unlabelled=True)
+    for s, structure in enumerate(read_structures(path, options)):
+        assert structure.tags is None  # they are layers as often as not
+        n_atoms = structure.n_atoms
+        fixed = [False] * n_atoms if structure.fixed is None else structure.fixed.tolist()
+        assert fixed == [s != 4 and k == n_atoms - 1 for k in range(n_atoms)]
+    named = ReadOptions(format=format_name, unlabelled=True, tags_key="tags")
+    for structure in read_structures(path, named):
+        assert structure.tags is not None
+        assert structure.tags.tolist() == [k % 3 for k in range(structure.n_atoms)]
+    missing = ReadOptions(format=format_name, unlabelled=True, tags_key="layers")
+    with pytest.raises(DataError, match="--tags-key"):
+        list(read_structures(path, missing))
 
 
 def test_a_database_is_read_in_the_order_of_its_rows(tmp_path: Path) -> None:

@@ -164,3 +164,19 @@ def test_memory_does_not_grow_with_the_archive(tmp_path: Path) -> None:
         tracemalloc.stop()
     # The larger archive holds 20 MB more.
     assert peaks[1] < peaks[0] + 2_000_000
+
+
+def test_named_tags_are_read_and_padding_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(
+        path,
+        R=np.arange(12.0).reshape(2, 2, 3),
+        z=np.array([[1, 8], [1, 0]]),
+        E=np.zeros(2),
+        F=np.zeros((2, 2, 3)),
+        layer=np.array([[0, 1], [2, 0]]),
+    )
+    found = list(read_structures(path, ReadOptions(energy_unit="eV", tags_key="layer")))
+    assert [s.tags.tolist() for s in found if s.tags is not None] == [[0, 1], [2]]
+    with pytest.raises(DataError, match="has no array 'tag'"):
+        list(read_structures(path, ReadOptions(energy_unit="eV", tags_key="tag")))
