@@ -8,25 +8,31 @@ its students start equal.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
+import torch
 from ase.data import chemical_symbols
 
 from kdcache.config import StudentConfig, read_yaml
+from kdcache.distill.binding import build_terms, student_taps
 from kdcache.distill.schedules import Clock
-from kdcache.distill.terms import Terms, build_terms
-from kdcache.errors import DataError
+from kdcache.distill.terms import Terms
+from kdcache.errors import ConfigError, DataError
 from kdcache.models import build_model
 from kdcache.models.potential import Normalizer, Potential
+from kdcache.models.taps import Taps
 from kdcache.readers import ReadOptions, read_structures
 from kdcache.references import fit_references, isolated_references, parse_references
 from kdcache.selection import Selection, composition, elements_of
 from kdcache.store import Store
 from kdcache.stream.neighbors import block_rows
+from kdcache.stream.probe import tap_specs
 from kdcache.stream.window import reference_table, reference_totals
-from kdcache.structures import IntArray, Structure
+from kdcache.structures import Batch, IntArray, ModelOutput, Structure
+from kdcache.taps import Tap
 
 log = logging.getLogger(__name__)
 
@@ -113,20 +119,56 @@ def _check_elements(
 def build_store_terms(
     store: Store, config: StudentConfig, potential: Potential, clock: Clock
 ) -> Terms:
-    """The configured terms, bound to the student's fields and the store's teachers.
+    """The configured terms, bound to the student's fields and taps and the store's teachers.
 
     Raises:
-        ConfigError: a teacher or field that does not exist, or two that cannot be compared.
+        ConfigError: a teacher, field or module that does not exist, two that cannot be compared,
+            or a tap on a student that is to be compiled.
     """
+    taps = student_taps(config.terms)
+    if taps and config.training.compile:
+        raise ConfigError(
+            f"A term compares {taps[0].path}, inside the student, and training.compile is on: a "
+            f"compiled model does not tell what its modules return. Leave compile out."
+        )
     fields = {name: store.fields(f"teachers/{name}") for name in store.teachers}
     return build_terms(
         config.terms,
-        student_fields=potential.model.field_specs(),
+        student_fields=(*potential.model.field_specs(), *tap_specs(potential, taps)),
         teacher_fields=fields,
         clock=clock,
         seed=config.training.seed,
         field_rms=_field_rms(store, config, potential.references),
     )
+
+
+def stepping_student(potential: Potential, config: StudentConfig) -> Callable[[Batch], ModelOutput]:
+    """What training calls on a batch: the potential, compiled or with its taps where asked for."""
+    if config.training.compile:
+        return torch.compile(potential, dynamic=True)
+    taps = student_taps(config.terms)
+    return TappedPotential(potential, taps) if taps else potential
+
+
+class TappedPotential:
+    """A potential whose output holds the features of its taps beside its own.
+
+    Args:
+        potential: stays as it is; its parameters are trained through either way.
+        taps: with fields that differ.
+
+    Raises:
+        ConfigError: a path that names no module, or two taps of one field.
+    """
+
+    def __init__(self, potential: Potential, taps: Sequence[Tap]) -> None:
+        self.potential = potential
+        self._taps = Taps(potential.model, taps)
+
+    def __call__(self, batch: Batch) -> ModelOutput:
+        with self._taps as tapped:
+            output: ModelOutput = self.potential(batch)
+            return replace(output, features={**output.features, **tapped.outputs(batch)})
 
 
 def _field_rms(

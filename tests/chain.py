@@ -154,9 +154,14 @@ def make_teacher(
 
 
 def dump(
-    store: Store, teacher: NativeTeacher, *, name: str = "teacher", codec: Codec = "exact"
+    store: Store,
+    teacher: NativeTeacher,
+    *,
+    name: str = "teacher",
+    codec: Codec = "exact",
+    fields: Sequence[str] | None = None,
 ) -> DumpReport:
-    options = DumpOptions(name=name, codec=codec, threads=1)
+    options = DumpOptions(name=name, codec=codec, fields=fields, threads=1)
     return dump_teacher(store.path, teacher, options, graph_cache=store.path.parent / "graphs")
 
 

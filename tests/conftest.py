@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from kdcache.store import Store
+
+
+# A loaded machine takes its time: what is slow is not wrong.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +25,16 @@ def shared() -> Path:
     if not directory or not Path(directory).is_dir():
         pytest.skip("KDCACHE_SHARED does not name the directory with reference data")
     return Path(directory)
+
+
+@pytest.fixture(scope="session")
+def taught_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Forty labelled structures and a teacher, for tests that only read them."""
+    # Here, not above: many tests need no torch.
+    from kdcache.store import open_store
+    from tests.chain import dump, make_store, make_teacher
+
+    directory = tmp_path_factory.mktemp("taught")
+    made = make_store(directory)
+    dump(made, make_teacher(directory), codec="half")
+    return open_store(made.path)

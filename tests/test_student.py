@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
+from kdcache.checkpoint import load_potential
 from kdcache.config import StudentConfig
 from kdcache.errors import ConfigError, DataError, KdcacheError
+from kdcache.models.taps import Tap, Taps
 from kdcache.progress import silent
-from kdcache.store import Store, open_store
+from kdcache.store import Store
+from kdcache.stream.loader import Loader
 from kdcache.train import Trainer, train_student
-from tests.chain import dump, make_store, make_teacher, student
+from tests.chain import PAINN, SCHNET, loss_curve, make_store, student
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(taught_store: Store) -> Store:
     """Forty labelled structures and a teacher."""
-    directory = tmp_path_factory.mktemp("store")
-    made = make_store(directory)
-    dump(made, make_teacher(directory), codec="half")
-    return open_store(made.path)
+    return taught_store
 
 
 def trainer(store: Store, run: Path, config: StudentConfig) -> Trainer:
@@ -125,3 +127,100 @@ def test_isolated_atoms_of_the_published_data_are_read(
 def test_an_element_the_model_cannot_embed_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds O, and the model has embeddings up to C"):
         train_student(store.path, tmp_path / "run", student("model.num_elements=6"))
+
+
+PROJECTED = "student_projection: linear"
+
+
+@pytest.mark.parametrize(
+    ("model", "tap", "field"),
+    [
+        (PAINN, "node/msg0=message_layers.0", "node"),
+        (PAINN, "vector/upd0=update_layers.0", "vector"),
+        (PAINN, "node/start=atom_emb", "node"),
+        (SCHNET, "node/int0=interactions.0", "node"),
+        (SCHNET, "node/state0=states.0", "node"),
+    ],
+)
+def test_a_feature_inside_the_student_is_compared_and_taught(
+    model: Mapping[str, object], tap: str, field: str, store: Store, tmp_path: Path
+) -> None:
+    term = f"{{name: inner, student: {tap}, teacher: {field}, {PROJECTED}}}"
+    config = student(f"terms=[{term}]", "loss.energy_weight=0", "loss.forces_weight=0", model=model)
+    made = trainer(store, tmp_path, config)
+    with Loader(made.stream) as loader:
+        batch = next(iter(loader))
+    output = made.stepped(batch)
+    taught = Tap.parse(tap)
+    with Taps(made.potential.model, [taught]) as tapped:
+        plain = made.potential(batch)
+        inner = tapped.outputs(batch)[taught.field]
+    assert torch.equal(output.features[taught.field], inner)
+    assert torch.equal(output.forces, plain.forces)
+    loss = made.terms(output, batch, 0)
+    (projection,) = (bound.student_projection for bound in made.terms.terms)
+    expected = (projection(inner) - batch.teacher[f"teacher/{field}"].float()).square().mean()  # type: ignore[operator]
+    torch.testing.assert_close(loss.total, expected)
+    loss.total.backward()
+    first, last = "atom_emb.embeddings.weight", "update_layers.1.vec_proj.weight"
+    if model is SCHNET:
+        first, last = "embedding.weight", "interactions.1.mlp.0.weight"
+    assert made.potential.model.get_parameter(first).grad is not None
+    assert made.potential.model.get_parameter(last).grad is None
+
+
+def test_training_with_a_tap_lowers_its_term_and_exports_the_plain_student(
+    store: Store, tmp_path: Path
+) -> None:
+    tap = f"{{name: inner, student: node/m=message_layers.0, teacher: node, {PROJECTED}}}"
+    same = "{name: again, student: node/m=message_layers.0, teacher: node, loss: cka}"
+    config = student(
+        f"terms=[{tap}, {same}]", "optimizer.lr=0.01", "loss.energy_weight=0",
+        "loss.forces_weight=0",
+    )  # fmt: skip
+    train_student(store.path, tmp_path / "run", config)
+    curve = [float(value) for value in loss_curve(tmp_path / "run", "train_inner")]
+    assert curve[-1] < 0.7 * curve[0]
+    exported = load_potential(tmp_path / "run").state_dict()
+    assert exported.keys() == trainer(store, tmp_path, student()).potential.state_dict().keys()
+
+
+@pytest.mark.parametrize("loss", ["lsp", "gsp", "cka"])
+def test_losses_of_relations_train_without_a_projection(
+    loss: str, store: Store, tmp_path: Path
+) -> None:
+    settings = f"terms=[{{name: r, student: node, teacher: node, loss: {loss}, weight: 100}}]"
+    train_student(store.path, tmp_path / "run", student(settings, "training.max_steps=2"))
+    assert all(float(value) > 0 for value in loss_curve(tmp_path / "run", "train_r"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["{student: node/a=message_layer.0}"], "did you mean message_layers.0"),
+        (["{student: vector/a=atom_emb}"], r"returned \[3, 8\], and vector needs"),
+        (["{student: node/a=message_layers.0, student_projection: identity}"], "8 channels"),
+        (["{student: nodes/a=message_layers.0}"], "unknown kind 'nodes'"),
+        (
+            ["{student: node/a=message_layers.0}", "{student: node/a=message_layers.1}"],
+            "two taps fill node_a",
+        ),
+    ],
+)
+def test_taps_that_do_not_fit_the_student_are_refused(
+    settings: list[str], message: str, store: Store, tmp_path: Path
+) -> None:
+    terms = [
+        f"{{name: t{k}, teacher: node, {PROJECTED}, {text[1:]}"
+        if "identity" not in text
+        else f"{{name: t{k}, teacher: node, {text[1:]}"
+        for k, text in enumerate(settings)
+    ]
+    with pytest.raises(ConfigError, match=message):
+        trainer(store, tmp_path, student(f"terms=[{', '.join(terms)}]"))
+
+
+def test_a_tap_on_a_compiled_student_is_refused(store: Store, tmp_path: Path) -> None:
+    term = f"{{name: t, student: node/a=message_layers.0, teacher: node, {PROJECTED}}}"
+    with pytest.raises(ConfigError, match=r"compares message_layers\.0, inside .*compile is on"):
+        trainer(store, tmp_path, student(f"terms=[{term}]", "training.compile=true"))

@@ -1,14 +1,15 @@
-"""Distances between predictions and targets, and the ground-truth loss made of them.
+"""What a loss is, the element-wise ones, and the ground-truth loss made of them.
 
-Every loss is an element mean; rows may carry weights. Nothing waits for the device: missing labels
-are masked by weights of zero, never by indexing.
+Losses that compare how rows relate are in `distill.structural`. Rows may carry weights. Nothing
+waits for the device: missing labels are masked by weights of zero, never by indexing.
 Invariant: a batch without any label gives a loss of exactly 0 and gradients of exactly 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,61 +17,116 @@ from torch import Tensor, nn
 from kdcache.config import LossConfig, WeightSchedule
 from kdcache.distill.schedules import Clock, weight_at
 from kdcache.errors import ConfigError, ShapeError
+from kdcache.fields import Level, Symmetry
 from kdcache.registry import lookup
 from kdcache.structures import Batch, ModelOutput
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What the rows of a prediction and its target are.
+
+    Attributes:
+        weight: [n_rows], not negative, or None for ones; a row of weight 0 does not count.
+        batch: the structures and edges that rows belong to; element-wise losses do without.
+    """
+
+    weight: Tensor | None = None
+    batch: Batch | None = None
+
+
 class LossFunction(Protocol):
-    """A distance between two tensors of one shape.
+    """A distance between a prediction and its target; one may carry `traits`.
 
     Args:
         prediction: [n_rows, ...].
-        target: the same shape and dtype, finite everywhere.
-        weight: [n_rows], not negative, or None for ones; a row of weight 0 does not count.
+        target: the same dtype, finite everywhere; the same shape, but for losses that compare how
+            rows relate: those take other channels.
+        rows: weights, and the batch.
 
     Returns:
         Scalar; 0 where there are no rows or all weights are 0.
     """
 
-    def __call__(self, prediction: Tensor, target: Tensor, weight: Tensor | None, /) -> Tensor: ...
+    def __call__(self, prediction: Tensor, target: Tensor, rows: Rows, /) -> Tensor: ...
 
 
-def mse(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a loss asks of the features it compares.
+
+    Attributes:
+        relational: it compares how rows relate, so the two sides may differ in channels.
+        level: the only level whose rows it takes; None for any.
+        symmetry: the only symmetry it takes; None for any.
+    """
+
+    relational: bool = False
+    level: Level | None = None
+    symmetry: Symmetry | None = None
+
+
+L = TypeVar("L", bound=LossFunction)
+
+
+def traits(
+    *, relational: bool = False, level: Level | None = None, symmetry: Symmetry | None = None
+) -> Callable[[L], L]:
+    """A decorator that gives a loss function its `Traits`; without it a loss has the defaults."""
+
+    def mark(loss: L) -> L:
+        vars(loss)["traits"] = Traits(relational, level, symmetry)
+        return loss
+
+    return mark
+
+
+def traits_of(loss: LossFunction) -> Traits:
+    """What `loss` asks of the features it compares."""
+    found = getattr(loss, "traits", Traits())
+    return found if isinstance(found, Traits) else Traits()
+
+
+ALL_EQUAL = Rows()
+
+
+def mse(prediction: Tensor, target: Tensor, rows: Rows = ALL_EQUAL) -> Tensor:
     """Mean of squared differences."""
-    return _mean((prediction - target).square(), weight)
+    return _mean((prediction - target).square(), rows.weight)
 
 
-def mae(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def mae(prediction: Tensor, target: Tensor, rows: Rows = ALL_EQUAL) -> Tensor:
     """Mean of absolute differences."""
-    return _mean((prediction - target).abs(), weight)
+    return _mean((prediction - target).abs(), rows.weight)
 
 
-def huber(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def huber(prediction: Tensor, target: Tensor, rows: Rows = ALL_EQUAL) -> Tensor:
     """Mean of d²/2 where |d| < 1, of |d| - 1/2 beyond."""
     values = nn.functional.huber_loss(prediction, target, reduction="none", delta=1.0)
-    return _mean(values, weight)
+    return _mean(values, rows.weight)
 
 
-def rmse_mae(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def rmse_mae(prediction: Tensor, target: Tensor, rows: Rows = ALL_EQUAL) -> Tensor:
     """Root mean square difference plus mean absolute difference.
 
     Source: Matin et al. 2025, Eq. 3.
     """
     difference = prediction - target
     scaled = difference
-    if weight is not None:
-        scaled = difference * _over_rows(weight.sqrt(), difference)
+    if rows.weight is not None:
+        scaled = difference * _over_rows(rows.weight.sqrt(), difference)
     # A norm, not the square root of a mean: its gradient at zero difference is 0 instead of NaN.
-    rms: Tensor = torch.linalg.vector_norm(scaled) / _count(difference, weight).sqrt()
-    return rms + _mean(difference.abs(), weight)
+    rms: Tensor = torch.linalg.vector_norm(scaled) / _count(difference, rows.weight).sqrt()
+    return rms + _mean(difference.abs(), rows.weight)
 
 
-def l2mae(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+@traits(symmetry="vector")
+def l2mae(prediction: Tensor, target: Tensor, rows: Rows = ALL_EQUAL) -> Tensor:
     """Mean length of difference vectors, xyz along the second axis: [n, 3] or [n, 3, C].
 
     Source: Open Catalyst's L2MAE, the force loss behind Ekström Kelvinius et al. 2023, Eq. 1.
     """
-    return _mean(torch.linalg.vector_norm(prediction - target, dim=1), weight)
+    return _mean(torch.linalg.vector_norm(prediction - target, dim=1), rows.weight)
 
 
 def find_loss(name: str) -> LossFunction:
@@ -86,31 +142,30 @@ def find_loss(name: str) -> LossFunction:
 
 
 def compare(
-    loss: LossFunction, prediction: Tensor, target: Tensor, weight: Tensor | None, where: str
+    loss: LossFunction, prediction: Tensor, target: Tensor, rows: Rows, where: str
 ) -> Tensor:
     """`loss` in the student's precision, at least float32, after a check of shapes.
 
     Args:
         loss: the distance.
         prediction: [n_rows, ...], requires grad; half precision is widened.
-        target: the same shape, any floating dtype, detached.
-        weight: [n_rows] or None.
+        target: the same shape, or the same rows where the loss compares relations; any floating
+            dtype. Gradients reach it where a trained map made it.
+        rows: weights [n_rows], and the batch.
         where: what the error line starts with.
 
     Raises:
         ShapeError: the shapes differ; broadcasting would compare every row with every other.
     """
-    if prediction.shape != target.shape:
+    n_axes = 1 if traits_of(loss).relational else max(prediction.ndim, target.ndim)
+    if prediction.shape[:n_axes] != target.shape[:n_axes]:
         raise ShapeError(
             f"{where}: student has {list(prediction.shape)}, target {list(target.shape)}. "
             f"Rows would meet the wrong partners; both must come from the same batch."
         )
     dtype = torch.promote_types(prediction.dtype, torch.float32)
-    return loss(
-        prediction.to(dtype),
-        target.detach().to(dtype),
-        None if weight is None else weight.to(dtype),
-    )
+    weight = None if rows.weight is None else rows.weight.to(dtype)
+    return loss(prediction.to(dtype), target.to(dtype), Rows(weight, rows.batch))
 
 
 @dataclass(slots=True)
@@ -134,7 +189,8 @@ class GroundTruthLoss(nn.Module):
     """alpha_E(t) L_E + alpha_F(t) L_F over the structures that have labels.
 
     Weighted by `batch.weight`, normalised within the batch, which gives the origin weights of
-    Eqs. 9–11 of the source when synthetic structures carry r and the others 1.
+    Eqs. 9–11 of the source when synthetic structures carry r and the others 1. Forces on fixed
+    atoms do not count where `settings.free_atoms_only` says so: they were never relaxed.
 
     Args:
         settings: losses and weights.
@@ -188,10 +244,13 @@ class GroundTruthLoss(nn.Module):
     def _forces(self, output: ModelOutput, batch: Batch, labels: Tensor) -> Tensor:
         labelled = ~labels.isnan().any(dim=1)
         weight = None if batch.weight is None else batch.weight[batch.structure_index]
+        if self.settings.free_atoms_only and batch.fixed is not None:
+            free = (~batch.fixed).to(labels.dtype)
+            weight = free if weight is None else weight * free
         return self._compare(self.forces_loss, output.forces, labels, labelled, weight, "forces")
 
-    @staticmethod
     def _compare(
+        self,
         loss: LossFunction,
         prediction: Tensor,
         labels: Tensor,
@@ -202,7 +261,12 @@ class GroundTruthLoss(nn.Module):
         # A missing label counts with weight 0, but 0 times NaN would still be NaN.
         labels = torch.where(labels.isnan(), torch.zeros_like(labels), labels)
         rows = labelled.to(labels.dtype)
-        return compare(loss, prediction, labels, rows if weight is None else rows * weight, where)
+        if weight is None:
+            weight = torch.ones_like(rows)
+        value = compare(loss, prediction, labels, Rows(rows * weight), where)
+        if self.settings.mean_over == "batch":
+            value = value * (rows * weight).sum() / weight.sum().clamp_min(1e-12)
+        return value
 
 
 def atom_counts(batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Maps of feature channels: M_s, trained with the student, and M_t, frozen.
+"""Maps of feature channels: M_s, trained with the student, and M_t, frozen unless asked.
 
 Owns their shapes and initial weights; which feature meets which is `terms`.
 Invariant: weights come from the given generator alone, so terms never change the student's own
@@ -8,6 +8,7 @@ start, and a map of vectors commutes with rotations.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
@@ -41,8 +42,7 @@ class ChannelLinear(nn.Module):
 class FrozenLinear(nn.Module):
     """A fixed random map with orthonormal rows, or columns when it widens.
 
-    A trained map of the teacher's side would shrink both sides to zero; a random one keeps
-    distances. Source: ours.
+    It keeps distances, and cannot collapse. Source: ours.
     """
 
     weight: Tensor
@@ -58,87 +58,126 @@ class FrozenLinear(nn.Module):
         return nn.functional.linear(features.to(self.weight.dtype), self.weight)
 
 
-def build_student_projection(
-    settings: ProjectionConfig,
-    channels_in: int,
-    channels_out: int,
-    *,
-    vector: bool,
-    generator: Generator,
-    where: str,
-) -> nn.Module:
-    """M_s: identity, linear, or an MLP with one hidden layer.
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What both maps of a term must fit.
+
+    Attributes:
+        student, teacher: channels of the two features.
+        vector: whether the features turn with the structure.
+        relational: the loss takes sides of different channels.
+        where: the term, for errors.
+    """
+
+    student: int
+    teacher: int
+    vector: bool
+    relational: bool
+    where: str
+
+
+def build_projections(
+    student: ProjectionConfig, teacher: ProjectionConfig, sides: Sides, generator: Generator
+) -> tuple[nn.Module, nn.Module]:
+    """M_s and M_t, each identity, linear, or an MLP with one hidden layer.
+
+    M_s is trained with the student. M_t is frozen unless `trained` says otherwise, because a
+    trained M_t can collapse: with a trained map on both sides, both learn to give zeros, the loss
+    vanishes and nothing is distilled, so that is refused. Opposite an untrained M_s a trained M_t
+    is possible, as Eq. 3 has it; yet with a distance such as mse it still rewards a student whose
+    features carry little, only the other losses hold against that. The source reports trained M_s
+    and identity M_t throughout.
 
     Args:
-        settings: which, and its sizes.
-        channels_in: of the student's feature.
-        channels_out: of what it is compared with.
-        vector: whether the feature turns with the structure.
+        student: of M_s.
+        teacher: of M_t; its width, where not given, is the student's.
+        sides: the channels and what else they must fit.
         generator: source of initial weights.
-        where: the term, for errors.
 
     Raises:
-        ConfigError: identity between two widths, an MLP or a bias on vectors.
+        ConfigError: identity between two widths, an MLP or a bias on vectors, two trained maps, a
+            frozen MLP.
 
-    Source: Ekström Kelvinius et al. 2023, Eq. 3 and appendix E.2.
+    Source: Ekström Kelvinius et al. 2023, Eq. 3 and appendix E.2 (Table 15).
     """
-    if settings.width not in (None, channels_out):
+    if _is_trained(student, default=True) and _is_trained(teacher, default=False):
         raise ConfigError(
-            f"{where}: student_projection.width is {settings.width}, but the teacher's side has "
-            f"{channels_out} channels. Leave it out."
+            f"{sides.where}: with trained projections on both sides, both would shrink to zero. "
+            f"Leave out teacher_projection.trained, or say student_projection: identity."
         )
+    theirs = teacher.width or (sides.teacher if teacher.kind == "identity" else sides.student)
+    of_teacher = _map(
+        teacher, "teacher", (sides.teacher, theirs), sides, generator, _is_trained(teacher, False)
+    )
+    width = student.width
+    if width not in (None, theirs) and not sides.relational:
+        raise ConfigError(
+            f"{sides.where}: student_projection.width is {width}, but the teacher's side has "
+            f"{theirs} channels. Leave it out."
+        )
+    ours = width or theirs
+    if student.kind == "identity":
+        if sides.student != theirs and not sides.relational:
+            raise ConfigError(
+                f"{sides.where}: the student's feature has {sides.student} channels, the teacher's "
+                f"{theirs}; identity cannot compare them. Say student_projection: linear."
+            )
+        ours = width or sides.student
+    of_student = _map(
+        student, "student", (sides.student, ours), sides, generator, _is_trained(student, True)
+    )
+    return of_student, of_teacher
+
+
+def _is_trained(settings: ProjectionConfig, default: bool) -> bool:
+    chosen = default if settings.trained is None else settings.trained
+    return chosen and settings.kind != "identity"
+
+
+def _map(
+    settings: ProjectionConfig,
+    side: str,
+    channels: tuple[int, int],
+    sides: Sides,
+    generator: Generator,
+    trained: bool,
+) -> nn.Module:
+    channels_in, channels_out = channels
+    name = f"{side}_projection"
     if settings.kind == "identity":
         if channels_in != channels_out:
             raise ConfigError(
-                f"{where}: the student's feature has {channels_in} channels, the teacher's "
-                f"{channels_out}; identity cannot compare them. Say student_projection: linear."
+                f"{sides.where}: {name}.width is {channels_out}, and identity keeps the feature's "
+                f"{channels_in} channels. Leave it out, or say {name}.kind: linear."
             )
         return nn.Identity()
-    if vector and settings.bias:
+    if sides.vector and settings.bias:
         raise ConfigError(
-            f"{where}: a bias on vectors would prefer one direction in space and break rotations. "
-            f"Leave student_projection.bias out."
+            f"{sides.where}: a bias on vectors would prefer one direction in space and break "
+            f"rotations. Leave {name}.bias out."
         )
-    bias = not vector if settings.bias is None else settings.bias
+    if sides.vector and settings.kind == "mlp":
+        raise ConfigError(
+            f"{sides.where}: an mlp acts on x, y and z one by one and would break rotations of "
+            f"vectors. Say {name}: linear."
+        )
+    if not trained:
+        if settings.kind == "mlp" or settings.bias:
+            what = "an mlp" if settings.kind == "mlp" else "a bias"
+            raise ConfigError(
+                f"{sides.where}: {name} is frozen, and {what} is of use only where it is trained. "
+                f"Say {name}.trained: true, or {name}: linear without bias."
+            )
+        return FrozenLinear(channels_in, channels_out, generator=generator)
+    bias = not sides.vector if settings.bias is None else settings.bias
     if settings.kind == "linear":
         return ChannelLinear(channels_in, channels_out, bias=bias, generator=generator)
-    if vector:
-        raise ConfigError(
-            f"{where}: an mlp acts on x, y and z one by one and would break rotations of vectors. "
-            f"Say student_projection: linear."
-        )
     hidden = settings.hidden or 2 * channels_in
     return nn.Sequential(
         ChannelLinear(channels_in, hidden, bias=bias, generator=generator),
         nn.ReLU(),
         ChannelLinear(hidden, channels_out, bias=bias, generator=generator),
     )
-
-
-def build_teacher_projection(
-    settings: ProjectionConfig, channels_in: int, width: int, *, generator: Generator, where: str
-) -> tuple[nn.Module, int]:
-    """M_t and its channels out: identity, or a frozen random linear map.
-
-    Args:
-        settings: which, and its width.
-        channels_in: of the teacher's field.
-        width: channels out where the settings give none.
-        generator: source of the frozen weights.
-        where: the term, for errors.
-
-    Raises:
-        ConfigError: an MLP or a bias, which only a trained map has use for.
-    """
-    if settings.kind == "identity":
-        return nn.Identity(), channels_in
-    if settings.kind == "mlp" or settings.bias:
-        raise ConfigError(
-            f"{where}: teacher_projection can be identity or linear without bias; it is frozen, "
-            f"since a trained one would shrink both sides to zero."
-        )
-    channels_out = settings.width or width
-    return FrozenLinear(channels_in, channels_out, generator=generator), channels_out
 
 
 def _uniform(shape: tuple[int, ...], bound: float, generator: Generator) -> Tensor:

@@ -1,69 +1,55 @@
-"""Bind distillation terms to the fields of a student and its teachers, and evaluate them.
+"""Evaluate distillation terms: features against fields, weighted over time.
 
-Owns the checks that two fields can be compared, and the projections, which are trained with the
-student and dropped at export. Reading the teacher's fields is the stream's.
-Invariant: a term's initial weights depend on the seed and its own name alone.
+What is compared with what was decided by `binding`; reading the teacher's fields is the stream's.
+Invariant: a row that a teacher has nothing for counts for nothing, in value and in gradient.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from kdcache.config import TermConfig
-from kdcache.distill.losses import Loss, LossFunction, atom_counts, compare, find_loss
-from kdcache.distill.projections import build_student_projection, build_teacher_projection
+from kdcache.distill.losses import Loss, LossFunction, Rows, atom_counts, compare
 from kdcache.distill.schedules import Clock, weight_at
 from kdcache.errors import ConfigError, did_you_mean
-from kdcache.fields import FieldSpec
+from kdcache.fields import Level
 from kdcache.structures import Batch, ModelOutput
-
-_OUTPUTS = ("energy", "forces", "atomic_energy")
-
-
-def required_fields(terms: Iterable[TermConfig], teachers: Collection[str]) -> tuple[str, ...]:
-    """What the stream must read, as "teacher name/field name", each once.
-
-    Args:
-        terms: as configured; a term whose weight is always 0 needs nothing.
-        teachers: names in the store.
-
-    Raises:
-        ConfigError: a teacher is unknown, or not named where there are several.
-    """
-    keys = [
-        f"{_teacher_of(term, teachers)}/{term.teacher}" for term in terms if not term.weight.is_zero
-    ]
-    return tuple(dict.fromkeys(keys))
-
-
-def student_features(terms: Iterable[TermConfig]) -> tuple[str, ...]:
-    """Entries of `ModelOutput.features` that the terms compare, each once."""
-    names = [term.student for term in terms if term.student not in _OUTPUTS]
-    return tuple(dict.fromkeys(names))
 
 
 class Term(nn.Module):
-    """One term, L(M_s(H_s), M_t(H_t)), without its weight; made by `build_terms`."""
+    """One term, L(M_s(H_s), M_t(H_t)), without its weight; made by `binding.build_terms`.
+
+    Args:
+        settings: as configured.
+        feature: the student's, or the name of an output.
+        key: the teacher's field in `Batch.teacher`.
+        loss: the distance.
+        student_projection, teacher_projection: M_s and M_t.
+        rms: what both sides are divided by where they are normalised.
+        level: of the rows.
+    """
 
     rms: Tensor
 
     def __init__(
         self,
         settings: TermConfig,
+        feature: str,
         key: str,
         loss: LossFunction,
         student_projection: nn.Module,
         teacher_projection: nn.Module,
         rms: float,
+        level: Level = "atom",
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.feature = feature
         self.key = key
+        self.level = level
         self.loss = loss
         self.student_projection = student_projection
         self.teacher_projection = teacher_projection
@@ -83,24 +69,28 @@ class Term(nn.Module):
         Source: Ekström Kelvinius et al. 2023, Eqs. 3, 4, 7 and 8.
         """
         name = self.settings.name
-        student = self.student_projection(_student_field(output, self.settings.student, name))
+        student = self.student_projection(_student_feature(output, self.feature, name))
         if self.key not in batch.teacher:
             raise ConfigError(
                 f"Term {name}: the batch lacks {self.key}; {did_you_mean(self.key, batch.teacher)}."
             )
+        weight = origin_weight(batch, self.level)
         # Half precision saves room in the store, not in the arithmetic.
         dtype = torch.promote_types(student.dtype, torch.float32)
-        teacher = self.teacher_projection(batch.teacher[self.key].to(dtype))
+        target = batch.teacher[self.key].to(dtype)
+        if self.level == "edge":
+            target, weight = _matched(target, weight)
+        teacher = self.teacher_projection(target)
         if self.settings.per_atom:
             counts = atom_counts(batch)
             student, teacher = student / counts, teacher / counts
         if self.settings.normalise == "rms":
             student, teacher = student / self.rms, teacher / self.rms
-        return compare(self.loss, student, teacher, None, f"Term {name}")
+        return compare(self.loss, student, teacher, Rows(weight, batch), f"Term {name}")
 
 
 class Terms(nn.Module):
-    """The distillation terms of a run and their weights over time; made by `build_terms`."""
+    """The distillation terms of a run and their weights over time."""
 
     def __init__(self, terms: Sequence[Term], clock: Clock) -> None:
         super().__init__()
@@ -140,143 +130,28 @@ class Terms(nn.Module):
         return [term for term in self.terms if isinstance(term, Term)]
 
 
-def build_terms(
-    terms: Sequence[TermConfig],
-    *,
-    student_fields: Sequence[FieldSpec],
-    teacher_fields: Mapping[str, Mapping[str, FieldSpec]],
-    clock: Clock,
-    seed: int,
-    field_rms: Mapping[str, float] | None = None,
-) -> Terms:
-    """Terms bound to fields, with projections made and every mismatch refused.
+def origin_weight(batch: Batch, level: Level) -> Tensor | None:
+    """Weight of every row of a level by its structure's origin; None where nothing is mixed.
 
-    Args:
-        terms: as configured.
-        student_fields: what the student computes, taps included.
-        teacher_fields: teacher name → field name → spec.
-        clock: what weights are measured against.
-        seed: of the projections.
-        field_rms: root mean square by "teacher name/field name", for `normalise: rms`.
-
-    Raises:
-        ConfigError: an unknown field, teacher or loss, or two fields that cannot be compared.
+    Source: Ekström Kelvinius et al. 2023, section D.2, for every contribution to the loss.
     """
-    students = {spec.name: spec for spec in student_fields}
-    bound = [
-        _bind(term, students, teacher_fields, seed, field_rms or {})
-        for term in terms
-        if not term.weight.is_zero
-    ]
-    for term in bound:
-        clock.length(term.settings.weight.unit)
-    return Terms(bound, clock)
+    weight = batch.origin_weight
+    if weight is None or level == "structure":
+        return weight
+    owner = batch.structure_index
+    return weight[owner if level == "atom" else owner[batch.edge_index[1]]]
 
 
-def _bind(
-    term: TermConfig,
-    students: Mapping[str, FieldSpec],
-    teacher_fields: Mapping[str, Mapping[str, FieldSpec]],
-    seed: int,
-    field_rms: Mapping[str, float],
-) -> Term:
-    where = f"Term {term.name}"
-    teacher_name = _teacher_of(term, teacher_fields)
-    fields = teacher_fields[teacher_name]
-    if term.student not in students:
-        raise ConfigError(
-            f"{where}: the student has no {term.student}; {did_you_mean(term.student, students)}."
-        )
-    if term.teacher not in fields:
-        raise ConfigError(
-            f"{where}: teacher {teacher_name} has no field {term.teacher}; "
-            f"{did_you_mean(term.teacher, fields)}. Dump the teacher again with it."
-        )
-    student, teacher = students[term.student], fields[term.teacher]
-    key = f"{teacher_name}/{term.teacher}"
-    _check_comparable(term, student, teacher, where)
-    projections = _projections(term, student, teacher, _generator(seed, term.name), where)
-    return Term(term, key, find_loss(term.loss), *projections, _rms(term, key, field_rms, where))
+def _matched(target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Edge features, and weights by edge, with zeros where the teacher has no such edge."""
+    absent = target.flatten(1).isnan().any(dim=1)
+    present = (~absent).to(target.dtype)
+    # A row of weight 0 must be a number: 0 times NaN would still be NaN.
+    target = target.masked_fill(absent.reshape(-1, *[1] * (target.dim() - 1)), 0.0)
+    return target, present if weight is None else present * weight
 
 
-def _check_comparable(term: TermConfig, student: FieldSpec, teacher: FieldSpec, where: str) -> None:
-    for what, ours, theirs in (
-        ("level", student.level, teacher.level),
-        ("symmetry", student.symmetry, teacher.symmetry),
-    ):
-        if ours != theirs:
-            raise ConfigError(
-                f"{where}: student {student.name} has {what} {ours}, teacher {teacher.name} "
-                f"{theirs}; their rows mean different things. Name two fields of one {what}."
-            )
-    if term.loss == "l2mae" and student.symmetry != "vector":
-        raise ConfigError(
-            f"{where}: l2mae measures vectors, {student.name} is none. Say loss: mae."
-        )
-    if term.per_atom and (student.level != "structure" or student.shape):
-        raise ConfigError(
-            f"{where}: per_atom divides one number per structure by n_atoms, but {student.name} "
-            f"has {student.row_size} per {student.level}. Leave it out."
-        )
-
-
-def _projections(
-    term: TermConfig, student: FieldSpec, teacher: FieldSpec, generator: torch.Generator, where: str
-) -> tuple[nn.Module, nn.Module]:
-    vector = student.symmetry == "vector"
-    ours, theirs = _channels(student), _channels(teacher)
-    if ours is None or theirs is None:
-        plain = term.student_projection.kind == term.teacher_projection.kind == "identity"
-        if not plain or student.shape != teacher.shape:
-            raise ConfigError(
-                f"{where}: student {student.name} has rows of {list(student.shape)}, teacher "
-                f"{teacher.name} of {list(teacher.shape)}; without channels on both sides only "
-                f"rows of one shape compare, by identity projections."
-            )
-        return nn.Identity(), nn.Identity()
-    of_teacher, width = build_teacher_projection(
-        term.teacher_projection, theirs, ours, generator=generator, where=where
-    )
-    of_student = build_student_projection(
-        term.student_projection, ours, width, vector=vector, generator=generator, where=where
-    )
-    return of_student, of_teacher
-
-
-def _channels(spec: FieldSpec) -> int | None:
-    """Extent of the channel axis; None for scalars and plain vectors such as forces."""
-    channel_shape = spec.shape[1:] if spec.symmetry == "vector" else spec.shape
-    return channel_shape[-1] if channel_shape else None
-
-
-def _rms(term: TermConfig, key: str, field_rms: Mapping[str, float], where: str) -> float:
-    if term.normalise == "none":
-        return 1.0
-    rms = field_rms.get(key)
-    if rms is None or not math.isfinite(rms) or rms <= 0:
-        raise ConfigError(
-            f"{where}: normalise: rms needs the root mean square of {key}, got {rms}. "
-            f"Say normalise: none."
-        )
-    return rms
-
-
-def _teacher_of(term: TermConfig, teachers: Collection[str]) -> str:
-    if term.teacher_name is not None:
-        if term.teacher_name not in teachers:
-            raise ConfigError(
-                f"Term {term.name}: the store has no teacher {term.teacher_name}; "
-                f"{did_you_mean(term.teacher_name, teachers)}."
-            )
-        return term.teacher_name
-    if len(teachers) == 1:
-        return next(iter(teachers))
-    have = f"teachers {', '.join(sorted(teachers))}" if teachers else "no teacher"
-    way_out = "Say which as teacher_name." if teachers else "Dump one into it first."
-    raise ConfigError(f"Term {term.name} names no teacher, and the store has {have}. {way_out}")
-
-
-def _student_field(output: ModelOutput, name: str, term: str) -> Tensor:
+def _student_feature(output: ModelOutput, name: str, term: str) -> Tensor:
     if name == "energy":
         return output.energy
     if name == "forces":
@@ -288,9 +163,3 @@ def _student_field(output: ModelOutput, name: str, term: str) -> Tensor:
             f"Term {term}: the student returned no {name}; {did_you_mean(name, output.features)}."
         )
     return output.features[name]
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    # By name, not by place: a further term leaves the others' projections as they were.
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

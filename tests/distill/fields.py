@@ -8,6 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdcache.config import TermConfig
+from kdcache.distill.binding import build_terms
+from kdcache.distill.schedules import Clock
+from kdcache.distill.terms import Terms
 from kdcache.fields import FieldSpec
 from kdcache.structures import Batch, ModelOutput
 
@@ -27,6 +31,7 @@ TEACHER = {
 }
 N_STRUCTURES = 3
 N_ATOMS = 6
+LINEAR = {"kind": "linear"}
 
 
 def rows(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -72,3 +77,21 @@ def make_output(dtype: torch.dtype = torch.float64) -> ModelOutput:
         atomic_energy=leaf(N_ATOMS, seed=62),
         features={"node": leaf(N_ATOMS, 4, seed=63), "vector": leaf(N_ATOMS, 3, 4, seed=64)},
     )
+
+
+def term(name: str = "x", student: str = "node", **settings: object) -> TermConfig:
+    values: dict[str, object] = {"name": name, "student": student, "teacher": student}
+    return TermConfig.model_validate({**values, "student_projection": "identity", **settings})
+
+
+def bind(
+    *terms: TermConfig, teachers: str = "a", seed: int = 0, rms: dict[str, float] | None = None
+) -> Terms:
+    return build_terms(
+        terms,
+        student_fields=STUDENT,
+        teacher_fields=dict.fromkeys(teachers, TEACHER),
+        clock=Clock(10),
+        seed=seed,
+        field_rms=rms,
+    ).double()

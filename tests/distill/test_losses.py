@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcache.config import LossConfig
-from kdcache.distill.losses import GroundTruthLoss, atom_counts, compare, find_loss, mse
+from kdcache.distill.losses import GroundTruthLoss, Rows, atom_counts, compare, find_loss, mse
 from kdcache.distill.schedules import Clock
 from kdcache.errors import ConfigError, ShapeError
 from tests.distill.fields import make_batch, make_output, rows
@@ -56,10 +56,10 @@ def test_a_row_of_weight_k_counts_as_k_rows(
 ) -> None:
     prediction, target = rows(*shape, seed=seed), 2 * rows(*shape, seed=seed + 1)
     weight = torch.tensor(weights[: shape[0]], dtype=torch.float64)
-    value = LOSSES[name](prediction, target, weight)
+    value = LOSSES[name](prediction, target, Rows(weight))
     judged = expected(name, (prediction - target).numpy(), weight.numpy())
     assert float(value) == pytest.approx(judged, rel=1e-12, abs=1e-15)
-    plain = LOSSES[name](prediction, target, None)
+    plain = LOSSES[name](prediction, target, Rows())
     ones = np.ones(shape[0])
     assert float(plain) == pytest.approx(
         expected(name, (prediction - target).numpy(), ones), rel=1e-12
@@ -69,7 +69,7 @@ def test_a_row_of_weight_k_counts_as_k_rows(
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_at_zero_difference_is_zero_not_nan(name: str) -> None:
     prediction = torch.ones(4, 3, requires_grad=True)
-    LOSSES[name](prediction, torch.ones(4, 3), None).backward()
+    LOSSES[name](prediction, torch.ones(4, 3), Rows()).backward()
     assert prediction.grad is not None
     assert torch.equal(prediction.grad, torch.zeros(4, 3))
 
@@ -109,6 +109,52 @@ def test_missing_labels_change_nothing_for_the_others(per_atom: bool) -> None:
     assert output.energy.grad[1] == 0.0
     assert not output.forces.grad[1:3].any()
     assert output.forces.grad[3:].any()
+
+
+@pytest.mark.parametrize("mean_over", ["labelled", "batch"])
+def test_forces_on_fixed_atoms_do_not_count_unless_asked_for(mean_over: str) -> None:
+    batch, output = make_batch(), make_output()
+    assert batch.forces is not None
+    batch.fixed = torch.tensor([True, False, True, False, False, True])
+    loss = truth(forces="mae", mean_over=mean_over)(output, batch, 0)
+    free = ~batch.fixed
+    expected = (output.forces[free] - batch.forces[free]).abs().mean()
+    torch.testing.assert_close(loss.parts["forces"], expected.detach())
+    loss.total.backward()
+    assert output.forces.grad is not None
+    assert not output.forces.grad[batch.fixed].any()
+    assert output.forces.grad[free].all()
+    whole = truth(forces="mae", free_atoms_only=False)(output, batch, 0)
+    expected = (output.forces - batch.forces).abs().mean()
+    torch.testing.assert_close(whole.parts["forces"], expected.detach())
+
+
+def test_a_batch_of_fixed_atoms_teaches_no_force() -> None:
+    batch, output = make_batch(), make_output()
+    batch.fixed = torch.ones(6, dtype=torch.bool)
+    assert truth()(output, batch, 0).parts["forces"] == 0.0
+
+
+def test_over_the_batch_a_label_weighs_what_it_would_among_all_labels() -> None:
+    batch, output = make_batch(), make_output()
+    assert batch.energy is not None
+    assert batch.forces is not None
+    whole = truth(mean_over="batch", forces="mae")
+    hidden = torch.tensor([False, True, True])
+    energy = batch.energy.masked_fill(hidden, torch.nan)
+    forces = batch.forces.masked_fill(hidden[batch.structure_index, None], torch.nan)
+    few = whole(output, replace(batch, energy=energy, forces=forces), 0).parts
+    rest = whole(
+        output,
+        replace(
+            batch,
+            energy=batch.energy.masked_fill(~hidden, torch.nan),
+            forces=batch.forces.masked_fill(~hidden[batch.structure_index, None], torch.nan),
+        ),
+        0,
+    ).parts
+    for name, value in truth(forces="mae")(output, batch, 0).parts.items():
+        torch.testing.assert_close(few[name] + rest[name], value)
 
 
 def test_energy_without_forces_still_counts() -> None:
@@ -155,14 +201,14 @@ def test_atom_counts_are_of_structures() -> None:
 
 def test_half_precision_is_compared_in_float32() -> None:
     prediction = torch.full((2, 3), 300.0, dtype=torch.bfloat16, requires_grad=True)
-    value = compare(mse, prediction, torch.zeros(2, 3, dtype=torch.float16), None, "here")
+    value = compare(mse, prediction, torch.zeros(2, 3, dtype=torch.float16), Rows(), "here")
     assert value.dtype == torch.float32
     assert value.item() == 90_000.0
 
 
 def test_column_against_row_is_refused() -> None:
     with pytest.raises(ShapeError, match=r"student has \[3\], target \[3, 1\]"):
-        compare(mse, torch.zeros(3), torch.zeros(3, 1), None, "Term x")
+        compare(mse, torch.zeros(3), torch.zeros(3, 1), Rows(), "Term x")
     batch, output = make_batch(), make_output()
     batch.energy = torch.zeros(3, 1)
     with pytest.raises(ShapeError, match="energy: student has"):

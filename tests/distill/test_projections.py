@@ -7,27 +7,31 @@ import torch
 from torch import nn
 
 from kdcache.config import ProjectionConfig
-from kdcache.distill.projections import build_student_projection, build_teacher_projection
+from kdcache.distill.projections import ChannelLinear, FrozenLinear, Sides, build_projections
 from kdcache.errors import ConfigError
 from tests.distill.fields import rows
 
 
-def student(
-    kind: object,
-    channels_in: int = 4,
-    channels_out: int = 6,
+def both(
+    student: object = "identity",
+    teacher: object = "identity",
+    channels: tuple[int, int] = (4, 6),
     *,
     vector: bool = False,
+    relational: bool = False,
     seed: int = 1,
-) -> nn.Module:
-    return build_student_projection(
-        ProjectionConfig.model_validate(kind),
-        channels_in,
-        channels_out,
-        vector=vector,
-        generator=torch.Generator().manual_seed(seed),
-        where="Term x",
+) -> tuple[nn.Module, nn.Module]:
+    return build_projections(
+        ProjectionConfig.model_validate(student),
+        ProjectionConfig.model_validate(teacher),
+        Sides(*channels, vector, relational, "Term x"),
+        torch.Generator().manual_seed(seed),
     )
+
+
+def student(kind: object, *channels: int, vector: bool = False, seed: int = 1) -> nn.Module:
+    ours, theirs = channels or (4, 6)
+    return both(kind, channels=(ours, theirs), vector=vector, seed=seed)[0]
 
 
 def test_initial_weights_are_torchs_distribution_and_depend_on_the_seed_alone() -> None:
@@ -74,11 +78,7 @@ def test_maps_that_make_no_sense_are_refused(kind: object, vector: bool, message
 
 @pytest.mark.parametrize(("channels_in", "width"), [(6, 4), (4, 6), (5, 5)])
 def test_frozen_teacher_map_is_orthonormal_and_untrained(channels_in: int, width: int) -> None:
-    settings = ProjectionConfig(kind="linear")
-    projection, channels_out = build_teacher_projection(
-        settings, channels_in, width, generator=torch.Generator().manual_seed(0), where="Term x"
-    )
-    assert channels_out == width
+    _, projection = both(teacher="linear", channels=(width, channels_in))
     assert not list(projection.parameters())
     weight = projection.get_buffer("weight")
     assert list(weight.shape) == [width, channels_in]
@@ -87,13 +87,45 @@ def test_frozen_teacher_map_is_orthonormal_and_untrained(channels_in: int, width
     assert projection(torch.zeros(2, 3, channels_in, dtype=torch.float16)).shape == (2, 3, width)
 
 
-@pytest.mark.parametrize("kind", ["mlp", {"kind": "linear", "bias": True}])
-def test_trained_teacher_maps_are_refused(kind: object) -> None:
-    with pytest.raises(ConfigError, match="shrink both sides to zero"):
-        build_teacher_projection(
-            ProjectionConfig.model_validate(kind),
-            4,
-            4,
-            generator=torch.Generator(),
-            where="Term x",
-        )
+def test_a_width_of_the_teachers_map_is_met_by_the_students() -> None:
+    ours, theirs = both("linear", {"kind": "linear", "width": 5})
+    assert ours.get_parameter("weight").shape == (5, 4)
+    assert theirs.get_buffer("weight").shape == (5, 6)
+
+
+@pytest.mark.parametrize(("kind", "n_parameters"), [("linear", 2), ("mlp", 4)])
+def test_a_teachers_map_is_trained_where_asked_opposite_an_untrained_one(
+    kind: str, n_parameters: int
+) -> None:
+    ours, theirs = both(teacher={"kind": kind, "trained": True})
+    assert not list(ours.parameters())
+    assert len(list(theirs.parameters())) == n_parameters
+    assert theirs(torch.zeros(2, 6)).shape == (2, 4)
+    frozen, trained = both({"kind": "linear", "trained": False}, {"kind": kind, "trained": True})
+    assert isinstance(frozen, FrozenLinear)
+    assert isinstance(trained, ChannelLinear | nn.Sequential)
+
+
+def test_losses_of_relations_take_any_two_widths() -> None:
+    ours, theirs = both(relational=True)
+    assert isinstance(ours, nn.Identity)
+    assert isinstance(theirs, nn.Identity)
+    ours, _ = both({"kind": "linear", "width": 3}, relational=True)
+    assert ours.get_parameter("weight").shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ("identity", "mlp", "teacher_projection is frozen, and an mlp is of use only"),
+        ("identity", {"kind": "linear", "bias": True}, "is frozen, and a bias"),
+        ("linear", {"kind": "linear", "trained": True}, "both would shrink to zero"),
+        ("linear", {"kind": "identity", "width": 5}, "teacher_projection.width is 5, and identity"),
+        ({"kind": "mlp", "trained": False}, "identity", "student_projection is frozen"),
+    ],
+)
+def test_maps_that_would_collapse_or_do_nothing_are_refused(
+    ours: object, theirs: object, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        both(ours, theirs)

@@ -7,33 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdcache.config import StudentConfig, TermConfig
+from kdcache.config import StudentConfig
+from kdcache.distill.binding import build_terms, required_fields
 from kdcache.distill.losses import GroundTruthLoss
 from kdcache.distill.schedules import Clock
 from kdcache.distill.strategies import apply_strategy
-from kdcache.distill.terms import Terms, build_terms, required_fields, student_features
 from kdcache.errors import ConfigError, ShapeError
-from tests.distill.fields import N_ATOMS, STUDENT, TEACHER, make_batch, make_output, rows
-
-LINEAR = {"kind": "linear"}
-
-
-def term(name: str = "x", student: str = "node", **settings: object) -> TermConfig:
-    values: dict[str, object] = {"name": name, "student": student, "teacher": student}
-    return TermConfig.model_validate({**values, "student_projection": "identity", **settings})
-
-
-def bind(
-    *terms: TermConfig, teachers: str = "a", seed: int = 0, rms: dict[str, float] | None = None
-) -> Terms:
-    return build_terms(
-        terms,
-        student_fields=STUDENT,
-        teacher_fields=dict.fromkeys(teachers, TEACHER),
-        clock=Clock(10),
-        seed=seed,
-        field_rms=rms,
-    ).double()
+from kdcache.fields import FieldSpec
+from tests.distill.fields import LINEAR, N_ATOMS, bind, make_batch, make_output, rows, term
 
 
 @pytest.mark.proof
@@ -136,21 +117,6 @@ def test_rotating_both_sides_changes_nothing() -> None:
     assert not torch.isclose(turned["f"], parts["f"])
 
 
-def test_further_terms_leave_projections_and_global_random_state_alone() -> None:
-    before = torch.random.get_rng_state()
-    alone = bind(term("n2n", student_projection=LINEAR))
-    several = bind(
-        term("v2v", "vector", student_projection=LINEAR), term("n2n", student_projection=LINEAR)
-    )
-    assert torch.equal(torch.random.get_rng_state(), before)
-    weight = alone.get_parameter("terms.0.student_projection.weight")
-    assert torch.equal(several.get_parameter("terms.1.student_projection.weight"), weight)
-    namesake = bind(term("other", student_projection=LINEAR))
-    assert not torch.equal(namesake.get_parameter("terms.0.student_projection.weight"), weight)
-    other = bind(term("n2n", student_projection=LINEAR), seed=1)
-    assert not torch.equal(other.get_parameter("terms.0.student_projection.weight"), weight)
-
-
 def test_half_precision_targets_give_the_loss_of_their_values() -> None:
     terms = bind(term(student_projection=LINEAR))
     batch, output = make_batch(), make_output()
@@ -204,12 +170,6 @@ def test_two_teachers_are_told_apart_by_name() -> None:
         torch.testing.assert_close(parts[name], (output.energy - batch.teacher[key]).pow(2).mean())
 
 
-def test_required_fields_and_student_features_are_listed_once() -> None:
-    terms = [term("p"), term("q", loss="mae"), term("r", "energy"), term("s", "vector")]
-    assert required_fields(terms, ["only"]) == ("only/node", "only/energy", "only/vector")
-    assert student_features(terms) == ("node", "vector")
-
-
 def test_a_term_of_weight_zero_is_not_computed_at_that_step() -> None:
     fading = {"kind": "linear", "points": [[0, 2], [0.5, 0]]}
     terms = bind(term("e", "energy", weight=fading))
@@ -227,40 +187,51 @@ def test_no_terms_is_the_control() -> None:
     assert terms(make_output(), make_batch(), 0).total == 0
 
 
-@pytest.mark.parametrize(
-    ("settings", "teachers", "message"),
-    [
-        ({"student": "nodes"}, "a", "student has no nodes; did you mean node"),
-        ({"teacher": "vectors"}, "a", "teacher a has no field vectors; did you mean vector"),
-        ({"teacher": "vector"}, "a", "symmetry invariant, teacher vector vector"),
-        ({"teacher": "energy"}, "a", "level atom, teacher energy structure"),
-        ({}, "a", "has 4 channels, the teacher's 6; identity"),
-        ({"student_projection": LINEAR}, "ab", "names no teacher, and the store has teachers a, b"),
-        ({"student_projection": LINEAR}, "", "names no teacher, and the store has no teacher"),
-        ({"teacher_name": "c"}, "ab", "no teacher c"),
-        ({"student_projection": LINEAR, "loss": "hubert"}, "a", "did you mean huber"),
-        ({"student_projection": LINEAR, "loss": "l2mae"}, "a", "l2mae measures vectors"),
-        ({"student_projection": LINEAR, "normalise": "rms"}, "a", "a/node, got None"),
-        ({"student_projection": LINEAR, "per_atom": True}, "a", "has 4 per atom"),
-        ({"student_projection": {"kind": "linear", "bias": True}, "student": "vector",
-          "teacher": "vector"}, "a", "bias on vectors"),
-        ({"student": "atomic_energy"}, "a", r"rows of \[\], teacher node of \[6\]"),
-        ({"student": "forces", "teacher": "forces", "student_projection": LINEAR}, "a",
-         "only rows of one shape"),
-    ],
-)  # fmt: skip
-def test_fields_that_cannot_be_compared_are_refused(
-    settings: dict[str, object], teachers: str, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        bind(term(**{"student": "node", "teacher": "node", **settings}), teachers=teachers)
+@pytest.mark.parametrize("loss", ["mae", "cka"])
+def test_edges_that_the_teacher_lacks_train_no_map_of_its_side(loss: str) -> None:
+    edge = FieldSpec("edge", "edge", (4,))
+    trained = {"kind": "mlp", "trained": True}
+    settings = term("e", "edge", loss=loss, teacher_projection=trained)
+    terms = build_terms(
+        [settings],
+        student_fields=[edge],
+        teacher_fields={"a": {"edge": edge}},
+        clock=Clock(1),
+        seed=0,
+    ).double()
+    batch, output = make_batch(), make_output()
+    edge_index = torch.tensor([[1, 2, 3, 4, 5], [2, 1, 4, 5, 3]])
+    batch = replace(batch, edge_index=edge_index, edge_shift=torch.zeros(5, 3).double())
+    ours = rows(5, 4, seed=70).requires_grad_()
+    theirs = rows(5, 4, seed=71)
+    lacking = theirs.clone()
+    lacking[[0, 3]] = torch.nan
+
+    def loss_of(feature: torch.Tensor, field: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        shown = replace(batch, edge_index=index, teacher={"a/edge": field})
+        return terms(replace(output, features={"edge": feature}), shown, 0).total
+
+    present = torch.tensor([1, 2, 4])
+    value = loss_of(ours, lacking, edge_index)
+    alone = loss_of(ours[present], theirs[present], edge_index[:, present])
+    torch.testing.assert_close(value, alone, rtol=1e-12, atol=0)
+    leaves = [ours, *terms.parameters()]
+    gradients = torch.autograd.grad(value, leaves, retain_graph=True)
+    for one, other in zip(gradients, torch.autograd.grad(alone, leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+    assert not gradients[0][[0, 3]].any()
+    none = loss_of(ours, torch.full_like(theirs, torch.nan), edge_index)
+    assert none.item() == 0.0
 
 
-def test_frozen_teacher_map_brings_its_width_to_the_students() -> None:
-    terms = bind(term(teacher_projection=LINEAR))
-    value = terms(make_output(), make_batch(), 0).total
-    assert value > 0
-    assert not list(terms.parameters())
+def test_a_trained_map_on_the_teachers_side_gets_gradients() -> None:
+    trained = {"kind": "linear", "trained": True}
+    terms = bind(term(teacher_projection=trained))
+    terms(make_output(), make_batch(), 0).total.backward()
+    assert [name for name, _ in terms.named_parameters()] == [
+        "terms.0.teacher_projection.weight", "terms.0.teacher_projection.bias",
+    ]  # fmt: skip
+    assert all(p.grad is not None and p.grad.any() for p in terms.parameters())
 
 
 def test_a_batch_of_other_rows_is_refused() -> None:
