@@ -271,8 +271,13 @@ def load_optimizer_state(
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON whole, under a temporary name first."""
+    write_text(path, json.dumps(values, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text whole, under a temporary name first."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -93,6 +93,11 @@ def select(store: Store, settings: DataConfig) -> Selection:
     return Selection(train, validation, labelled, rms)
 
 
+def n_trained_on(store: Store) -> int:
+    """Structures of a store that no split holds out."""
+    return int(np.isin(store.index.split, ["train", ""]).sum())
+
+
 def composition(store: Store, rows: IntArray) -> tuple[IntArray, IntArray, FloatArray]:
     """What reference energies are fitted to: atomic numbers and energies of some structures.
 

@@ -7,10 +7,10 @@ Invariant: a run continued from any checkpoint takes the same steps as one never
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from kdcache.checkpoint import (
     optimizer_state,
     save_potential,
     save_state,
+    write_text,
 )
 from kdcache.config import StudentConfig, dump_config
 from kdcache.devices import find_device
@@ -37,15 +38,16 @@ from kdcache.distill.schedules import Clock, weight_at
 from kdcache.errors import TrainingError
 from kdcache.evaluate import Metrics, predict_batches
 from kdcache.logbook import Logbook
+from kdcache.mixing import Lane, check_teachers, open_overlays, plan_lanes, steps_per_epoch
 from kdcache.optim import ExponentialAverage, LearningRate, build_optimizer
 from kdcache.progress import Progress, silent
 from kdcache.selection import select
 from kdcache.store import Store, open_store
+from kdcache.stream.edges import check_edge_coverage
 from kdcache.stream.loader import Loader, WindowReader, sequential
-from kdcache.stream.neighbors import neighbors_for
-from kdcache.stream.sampler import BlockShuffle
-from kdcache.structures import Batch, ModelOutput
-from kdcache.student import build_potential, build_store_terms
+from kdcache.stream.neighbors import further_neighbors, neighbors_for
+from kdcache.structures import Batch
+from kdcache.student import build_potential, build_store_terms, stepping_student
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ def train_student(
     state = load_state(run)
     # Refused before neighbours are searched or anything is written.
     if state is not None:
-        check_identity(run, state, _identity(config, store))
+        check_identity(run, state, run_identity(config, store))
         if state.step >= config.training.max_steps:
             raise TrainingError(
                 f"{run} is finished: {state.step} of {config.training.max_steps} steps. Name "
@@ -123,13 +125,17 @@ def train_student(
     else:
         # A run killed before its first checkpoint is gone on with, too.
         save_state(run, trainer.state())
-    (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    write_text(run / "config.yaml", dump_config(config))
     return trainer.run_steps(stop_after)
 
 
-def _identity(config: StudentConfig, store: Store) -> dict[str, str]:
+def run_identity(config: StudentConfig, store: Store) -> dict[str, str]:
     """What must be the same for a run to be continued."""
-    return {"configuration": dump_config(config), "store": store.manifest.root_digest}
+    digest = store.manifest.root_digest
+    for overlay in config.data.overlays:
+        whole = digest + open_store(overlay.store).manifest.root_digest
+        digest = hashlib.sha256(whole.encode()).hexdigest()
+    return {"configuration": dump_config(config), "store": digest}
 
 
 class Trainer:
@@ -146,28 +152,29 @@ class Trainer:
         self.store = store
         self.run = run
         self.config = config
+        self.graph_cache = graph_cache
         self.progress = progress
         training = config.training
         self.device = find_device(training.device, "training.device")
         self.dtype = torch.float64 if training.precision == "float64" else torch.float32
         self.selection = select(store, config.data)
-        self.samplers = self._samplers()
-        clock = Clock(training.max_steps, max(sampler.steps_per_epoch for sampler in self.samplers))
+        self.overlays = open_overlays(store, self.selection, config)
+        self.lanes = plan_lanes(store, self.selection, self.overlays, config)
+        self.samplers = [lane.sampler for lane in self.lanes]
+        clock = Clock(training.max_steps, steps_per_epoch(self.lanes))
         self.potential = build_potential(store, config, self.selection)
         self.potential.to(self.device, self.dtype)
         self.terms = build_store_terms(store, config, self.potential, clock)
         self.terms.to(self.device, self.dtype)
+        check_teachers(store, self.overlays, self.terms.required_fields)
         self.truth = GroundTruthLoss(config.loss, clock)
         self.parameters = [*self.potential.parameters(), *self.terms.parameters()]
         self.optimizer = build_optimizer([self.potential, self.terms], config.optimizer)
         self.rate = LearningRate(config.schedule, config.optimizer.lr, clock)
         self.average = ExponentialAverage(self.potential.model, config.ema)
-        self.neighbors = neighbors_for(
-            store, self.potential.graph_rule, graph_cache, progress=progress
-        )
-        self.stepped: Callable[[Batch], ModelOutput] = self.potential
-        if training.compile:
-            self.stepped = torch.compile(self.potential, dynamic=True)
+        self.reader = self._reader(store, labelled=self.selection.labelled)
+        self.stream = [(self._lane_reader(lane), lane.sampler) for lane in self.lanes]
+        self.stepped = stepping_student(self.potential, config)
         self.clock = clock
         self.step = 0
         self.seconds = 0.0
@@ -182,7 +189,7 @@ class Trainer:
         last = settings.max_steps if stop_after is None else min(stop_after, settings.max_steps)
         with (
             Logbook(self.run, step=self.step, tensorboard=settings.tensorboard) as logbook,
-            Loader(self._reader(), self.samplers, start_step=self.step) as loader,
+            Loader(self.stream, start_step=self.step) as loader,
             self.progress(f"train {self.run.name}", settings.max_steps, "steps") as advance,
         ):
             advance(self.step)
@@ -271,14 +278,16 @@ class Trainer:
         if not len(self.selection.validation):
             return None
         if self._validation is None:
-            reader = replace(self._reader(), teacher_fields=(), labelled=None)
+            reader = replace(self.reader, teacher_fields=(), labelled=None)
             rows = self.selection.validation
             self._validation = [
                 batch.to(self.device, self.dtype) for batch in sequential(reader, rows, 4096)
             ]
         self.potential.eval()
         with self.average.swapped():
-            metrics = predict_batches(self.potential, self._validation).metrics()
+            free = self.config.loss.free_atoms_only
+            found = predict_batches(self.potential, self._validation, free_atoms_only=free)
+            metrics = found.metrics()
         self.potential.train()
         return metrics
 
@@ -314,7 +323,7 @@ class Trainer:
                 "summed": self._summed,
                 "seconds": self.seconds,
                 "best": self.best if np.isfinite(self.best) else None,
-                "identity": _identity(self.config, self.store),
+                "identity": run_identity(self.config, self.store),
             },
         )
 
@@ -332,39 +341,26 @@ class Trainer:
         self.best = float("inf") if best is None else best
         self.step = state.step
 
-    def _reader(self) -> WindowReader:
+    def _reader(self, store: Store, **settings: Any) -> WindowReader:
+        potential, cache, progress = self.potential, self.graph_cache, self.progress
+        neighbors = neighbors_for(store, potential.graph_rule, cache, progress=progress)
+        least = self.config.data.min_edge_coverage
+        check_edge_coverage(store, neighbors, self.terms.required_fields, least)
         return WindowReader(
-            self.store,
-            self.neighbors,
+            store,
+            neighbors,
+            further_neighbors(store, potential.further_graphs, cache, progress=progress),
             teacher_fields=self.terms.required_fields,
-            references=self.potential.references,
-            labelled=self.selection.labelled,
+            references=potential.references,
             dtype=np.float64 if self.dtype == torch.float64 else np.float32,
+            **settings,
         )
 
-    def _samplers(self) -> list[BlockShuffle]:
-        """One over all structures, or one each for labelled and unlabelled ones."""
-        data, training = self.config.data, self.config.training
-        chosen = self.selection
-        n_labelled, share = len(chosen.train_labelled), data.labelled_share or 0.0
-        has_terms = any(not term.weight.is_zero for term in self.config.terms)
-        if not has_terms:
-            # Without a teacher an unlabelled structure teaches nothing: it would only fill batches.
-            parts = [(chosen.train_labelled, training.batch_size)]
-        elif not n_labelled or n_labelled >= share * len(chosen.train):
-            # As they come: given a share, the few without labels would come up far too often.
-            parts = [(chosen.train, training.batch_size)]
-        else:
-            labelled = round(share * training.batch_size)
-            parts = [
-                (chosen.train_labelled, labelled),
-                (chosen.train_unlabelled, training.batch_size - labelled),
-            ]
-        return [
-            BlockShuffle(self.store.index.block, rows, batch_size=size, seed=training.seed + k)
-            for k, (rows, size) in enumerate(parts)
-            if size
-        ]
+    def _lane_reader(self, lane: Lane) -> WindowReader:
+        reader = self.reader
+        if lane.overlay is not None:
+            reader = self._reader(lane.overlay.store, truth=lane.overlay.truth)
+        return replace(reader, origin_weight=lane.weight)
 
     def _notes(self, metrics: Metrics | None) -> dict[str, Any]:
         dataset = self.store.manifest.dataset.digest

@@ -19,13 +19,13 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     ("errors", "fields", "progress"),
-    ("structures", "devices"),
-    ("graphs", "config", "registry", "store", "references", "splits", "logbook"),
+    ("structures", "devices", "pickles", "origins", "taps"),
+    ("graphs", "matching", "config", "registry", "store", "references", "splits", "logbook"),
     ("readers", "models", "distill", "spool", "selection"),
     ("checkpoint", "stream", "ingest", "optim"),
-    ("teachers", "evaluate", "student"),
-    ("dump", "train", "ase_calculator"),
-    ("demo", "testing"),
+    ("teachers", "evaluate", "student", "mixing"),
+    ("dump", "train", "ase_calculator", "compare", "fit_scales"),
+    ("demo", "testing", "augment", "sweep"),
     ("kdcache_cli",),
 )
 LAYER_OF = {part: k for k, parts in enumerate(LAYERS) for part in parts}
@@ -36,8 +36,10 @@ WITHOUT_TORCH = (
     "kdcache.fields",
     "kdcache.structures",
     "kdcache.graphs",
+    "kdcache.matching",
     "kdcache.config",
     "kdcache.readers",
+    "kdcache.readers.lmdb",
     "kdcache.references",
     "kdcache.ingest",
     "kdcache_cli.main",

@@ -28,12 +28,9 @@ Weights = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(taught_store: Store) -> Store:
     """Forty labelled structures and a teacher."""
-    directory = tmp_path_factory.mktemp("store")
-    made = make_store(directory)
-    dump(made, make_teacher(directory), codec="half")
-    return open_store(made.path)
+    return taught_store
 
 
 def weights(run: Path) -> Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,23 @@ from kdcache_cli.progress import bars
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file.")
 @click.option("--preset", help="Model and training of a published size: painn-small, painn-oc20, …")
-@click.option("--strategy", help="n2n, v2v, vanilla1, vanilla2, several (n2n,v2v), annealed, …")
+@click.option(
+    "--strategy", help="n2n, e2e, e2n, v2v, vanilla1, vanilla2, several (n2n,e2n), annealed, …"
+)
 @click.option("--weight", "weights", multiple=True, help="λ of a strategy: n2n=50.")
+@click.option(
+    "--published",
+    metavar="T/S/D",
+    help="Row of the published λ: gemnet-oc/painn/oc20 (default: the nearest).",
+)
 @click.option("--teacher", help="Teacher in the store, where there are several.")
 @click.option("--control", is_flag=True, help="Same run without its terms.")
+@click.option(
+    "--with",
+    "overlays",
+    multiple=True,
+    help="Overlay to mix in; shares and weights: --set data.overlays.0.share=0.3.",
+)
 @click.option("--labels", type=float, help="Share of the labels that may be seen.")
 @click.option("--set", "overrides", multiple=True, help="Any setting: training.max_steps=5000.")
 @click.option("--check-data", multiple=True, help="Refuse unless the store is of this dataset.")
@@ -38,17 +52,19 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     \b
     kdcache train-student data.zarr -o teacher --preset painn
     kdcache train-student features.zarr -o student --preset painn-small --strategy n2n
+    kdcache train-student features.zarr -o student --strategy n2n --with rattled.zarr
     """
     from kdcache.checkpoint import check_run_directory
     from kdcache.config import StudentConfig, load_config
     from kdcache.distill.strategies import apply_strategy
     from kdcache.ingest import check_dataset
+    from kdcache.selection import n_trained_on
     from kdcache.store import open_store
     from kdcache.train import train_student
 
     read = read_options(values)
     weights = strategy_weights(values["weights"])
-    for option in ("weights", "teacher"):
+    for option in ("weights", "published", "teacher"):
         if values[option] and not values["strategy"]:
             raise ConfigError(
                 f"--{option.removesuffix('s')} belongs to a --strategy. Name one, or set terms in "
@@ -56,7 +72,10 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
             )
     refuse_runs(data)
     check_run_directory(output)
-    overrides = list(values["overrides"])
+    # First, so that --set can say more of them.
+    overlays = [{"store": path} for path in values["overlays"]]
+    overrides = [f"data.overlays={json.dumps(overlays)}"] if overlays else []
+    overrides += values["overrides"]
     if values["labels"] is not None:
         overrides.append(f"data.labels={values['labels']}")
     name = values["preset"]
@@ -65,15 +84,15 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     # Before files are read: a misspelt setting should not wait for them.
     load_config(values["config_file"], base=preset_layer(name, 1), overrides=overrides)
     store = as_store(list(data), output / "data.zarr", read)
-    base = preset_layer(name, n_trained_on(store))
+    base = preset_layer(name, n_trained_on(open_store(store)))
     config: StudentConfig = load_config(values["config_file"], base=base, overrides=overrides)
     if values["strategy"]:
         config = apply_strategy(
             config,
             values["strategy"],
-            pair=published_pair(store, name or config.model.name, values["teacher"]),
             weights=weights,
             teacher_name=values["teacher"],
+            **of_teacher(store, name or config.model.name, values["teacher"], values["published"]),
         )
     if values["control"]:
         config = apply_strategy(config, "control")
@@ -129,32 +148,20 @@ def preset_layer(name: str | None, n_structures: int) -> dict[str, object] | Non
     return find_preset(name).config(n_structures) if name else None
 
 
-def n_trained_on(store: Path) -> int:
-    """Structures of a store that no split holds out."""
-    import numpy as np
-
+def of_teacher(
+    store: Path, student: str, teacher: str | None, published: str | None
+) -> dict[str, Any]:
+    """What a strategy takes from a teacher in a store: the row of published weights, its fields."""
+    from kdcache.distill.published import DEFAULT_PAIR, nearest_pair, parse_pair
     from kdcache.store import open_store
 
-    return int(np.isin(open_store(store).index.split, ["train", ""]).sum())
-
-
-def published_pair(store: Path, student: str, teacher: str | None) -> Any:
-    """The row of published weights that fits a teacher and a student best."""
-    from kdcache.distill.strategies import DEFAULT_PAIR, Pair
-    from kdcache.store import open_store
-
+    pair = None if published is None else parse_pair(published)
     teachers = open_store(store).teachers
     name = teacher or next(iter(teachers), "")
-    if name not in teachers:
-        return DEFAULT_PAIR
-    dataset = DEFAULT_PAIR.dataset
-    for ending in ("coll", "oc20"):
-        if student.endswith(f"-{ending}"):
-            student, dataset = student.removesuffix(f"-{ending}"), ending
-    model = teachers[name].model
-    # A PaiNN taught by a PaiNN is the published small one, whatever its size here.
-    small = model == student == "painn"
-    return Pair(model, "painn-small" if small else student, dataset)
+    if name not in teachers:  # the terms say so when they are bound
+        return {"pair": pair or DEFAULT_PAIR}
+    pair = pair or nearest_pair(teachers[name].model, student)
+    return {"pair": pair, "teacher_fields": list(teachers[name].fields)}
 
 
 def strategy_weights(texts: tuple[str, ...]) -> dict[str, float]:

@@ -66,6 +66,31 @@ class ReferencesConfig(Section):
         return self
 
 
+class OverlayConfig(Section):
+    """A store of structures that a teacher labelled, mixed into the training."""
+
+    store: str = Field(description="path of the overlay, as `kdcache augment` made it")
+    share: Fraction = Field(
+        default=0.5, description="alpha_target, the share of every batch that is drawn from it"
+    )
+    ratio: Positive = Field(
+        default=1.0, description="r = w_s / w_dft, weight in every loss over the dataset's"
+    )
+    labels: Literal["teacher", "own"] = Field(
+        default="teacher",
+        description="teacher: its energies and forces stand in for the ground truth; own: what "
+        "ground truth the overlay has, mostly none",
+    )
+    teacher_name: str | None = Field(
+        default=None, description="whose labels; null where the overlay has one teacher"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_store(cls, value: object) -> object:
+        return {"store": value} if isinstance(value, str) else value
+
+
 class DataConfig(Section):
     """Which structures are trained on, and whose labels are seen."""
 
@@ -77,11 +102,21 @@ class DataConfig(Section):
         default=0.05, ge=0, lt=1, description="held out where no split says so"
     )
     labelled_share: Fraction | None = Field(
-        default=0.5,
+        default=0.8,
         description="least share of a batch drawn from labelled structures; null: as they come",
     )
     max_force: Positive | None = Field(
         default=None, description="eV/Å; structures above are dropped"
+    )
+    min_edge_coverage: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="least share of the student's edges that a teacher of edge features has; an "
+        "edge it lacks learns from the other terms alone",
+    )
+    overlays: tuple[OverlayConfig, ...] = Field(
+        default=(), description="structures labelled by a teacher, mixed into every batch"
     )
 
 
@@ -97,6 +132,15 @@ class LossConfig(Section):
         default=WeightSchedule.model_validate(100), description="alpha_F"
     )
     energy_per_atom: bool = Field(default=False, description="compare energies divided by n_atoms")
+    free_atoms_only: bool = Field(
+        default=True,
+        description="leave atoms that the data holds fixed out of the force loss and force errors, "
+        "as OC20 does",
+    )
+    mean_over: Literal["labelled", "batch"] = Field(
+        default="labelled",
+        description="batch: a label weighs what a teacher's value does, however few there are",
+    )
 
 
 class ProjectionConfig(Section):
@@ -110,6 +154,10 @@ class ProjectionConfig(Section):
     hidden: int | None = Field(
         default=None, ge=1, description="of mlp; null: twice the channels in"
     )
+    trained: bool | None = Field(
+        default=None,
+        description="null: the student's side is, the teacher's is not; never both at once",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -121,11 +169,16 @@ class TermConfig(Section):
     """One distillation term, lambda(t) L(M_s(H_s), M_t(H_t))."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_+\-]+$", description="unique; its column in metrics")
-    student: str = Field(description="student feature or output: node, vector, atomic_energy, …")
+    student: str = Field(
+        description="student feature or output: node, vector, atomic_energy, …; or an inner "
+        "module's, as kind/name=path: node/msg2=message_layers.2"
+    )
     teacher: str = Field(description="teacher field, as in the store")
     teacher_name: str | None = Field(default=None, description="null where there is only one")
     loss: str = Field(
-        default="mse", description="mse, mae, huber, rmse+mae, l2mae, or a registered one"
+        default="mse",
+        description="mse, mae, huber, rmse+mae, l2mae, geometric, lsp, gsp, cka, or a registered "
+        "one",
     )
     weight: WeightSchedule = Field(default=WeightSchedule.model_validate(1), description="lambda")
     student_projection: ProjectionConfig = Field(
@@ -133,7 +186,7 @@ class TermConfig(Section):
     )
     teacher_projection: ProjectionConfig = Field(
         default=ProjectionConfig(),
-        description="identity, or a frozen random orthonormal linear map",
+        description="identity, linear (frozen random orthonormal, or trained), or a trained mlp",
     )
     normalise: Literal["none", "rms"] = Field(
         default="none", description="rms divides both sides by the teacher field's root mean square"

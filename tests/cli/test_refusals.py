@@ -97,7 +97,7 @@ def remove(store: Path) -> None:
 
 def age(store: Path) -> None:
     manifest = json.loads((store / "manifest.json").read_text())
-    (store / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
+    (store / "manifest.json").write_text(json.dumps({**manifest, "format_version": 3}))
 
 
 def replace_by_zarr(store: Path) -> None:
@@ -111,7 +111,7 @@ Damage = Callable[[Path], None]
 DAMAGES: list[tuple[Damage, str, bool]] = [
     (truncate, "bytes", True),
     (remove, "missing", True),
-    (age, "format version 2, this kdcache reads 1. Install a newer kdcache", True),
+    (age, "format version 3, this kdcache reads 1 to 2. Install a newer kdcache", True),
     (replace_by_zarr, "is Zarr but no kdcache store", True),
     (flip, "checksum", False),
 ]

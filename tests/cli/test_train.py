@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
+from kdcache.dump import DumpOptions, dump_teacher
 from kdcache.store import open_store
 from tests.cli.commands import dataset, kdcache, refused, settings, usage, write_structures
+from tests.test_dump_edges import make_teacher
 
 
 def configuration(run: Path) -> dict[str, Any]:
@@ -53,6 +55,27 @@ def test_strategy_weight_labels_and_teacher_become_terms(features: Path, tmp_pat
     assert terms["n2n"]["teacher_name"] == "teacher"
     assert found["data"]["labels"] == 0.25
     assert float(metrics(run)[-1]["train_n2n"]) > 0
+
+
+def test_a_teacher_with_edges_gives_their_sums_under_the_weights_of_a_published_row(
+    data: Path, tmp_path: Path
+) -> None:
+    store, run = tmp_path / "edges.zarr", tmp_path / "run"
+    kdcache("import", data, "-o", store)
+    teacher = make_teacher(references={})
+    dump_teacher(store, teacher, DumpOptions("edgy", threads=1), graph_cache=tmp_path)
+    command = ("train-student", store, "-o", run, "--strategy", "n2n,e2n,v2v", "--stop-after", 1)
+    assert "No published weights for edgenet/painn" in refused(*command, *settings())
+    line = refused(*command, "--published", "gemnet-oc/painn/coal", *settings())
+    assert "did you mean gemnet-oc/painn/coll" in line
+    kdcache(*command, "--published", "gemnet-oc/painn/coll", *settings())
+    terms = {term["name"]: term for term in configuration(run)["terms"]}
+    found = {name: (term["teacher"], term["weight"]) for name, term in terms.items()}
+    assert found == {
+        "n2n": ("node", 1000),
+        "e2n": ("edge_to_node", 10),
+        "v2v": ("edge_to_vector", 100),
+    }
 
 
 def test_control_is_the_same_run_without_terms(features: Path, tmp_path: Path) -> None:
