@@ -10,7 +10,7 @@ import argparse
 import json
 import multiprocessing
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from kdcache.dump import DumpOptions, dump_teacher
 from kdcache.evaluate import Predictions, gap_closed, kept, predict_structures
 from kdcache.graphs import GraphRule
 from kdcache.ingest import ImportOptions, import_dataset
+from kdcache.models.taps import Tap
 from kdcache.readers import ReadOptions, read_structures
 from kdcache.store import open_store
 from kdcache.teachers import load_native
@@ -35,6 +36,7 @@ from kdcache_cli.progress import bars
 RECIPES = Path(__file__).parent / "recipes"
 QUARTERS = (0.25, 0.5, 1.0)
 ERRORS = ("energy_mae_mev", "force_mae_mev_per_a")
+HIDDEN = ("node", "vector", "edge")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Study:
     """What a study is about.
 
     Attributes:
-        name: of the recipes, recipes/<name>_teacher.yaml and recipes/<name>_student.yaml.
+        teacher: its recipe, recipes/<teacher>.yaml.
+        student: likewise; runs lie in a folder of this name.
         files: of the dataset, trained on by their splits.
         test_file: errors are measured on it; None for the split "test" of `files`.
         group_key: info key of the reports' groups.
@@ -51,9 +54,13 @@ class Study:
         weights: λ by strategy on this teacher's features.
         few_labels: settings that differ from the recipe where labels are few, by share of labels;
             the same for control and students.
+        normalise: of terms on hidden features; "rms" makes weights independent of their scale.
+        taps: inner modules of the teacher that are stored as well.
+        fields: of the teacher that are stored; None for those a dump takes by itself.
     """
 
-    name: str
+    teacher: str
+    student: str
     files: tuple[str, ...]
     test_file: str | None
     group_key: str | None
@@ -61,11 +68,19 @@ class Study:
     max_force: float | None
     weights: Mapping[str, float]
     few_labels: Mapping[float, Sequence[str]] = field(default_factory=dict)
+    normalise: str = "none"
+    taps: tuple[str, ...] = ()
+    fields: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the grid."""
+    """One run of the grid.
+
+    Attributes:
+        strategy: as `--strategy` takes it; "control, annealed" for a control whose ground-truth
+            weights rise as in "annealed"; "n2n@field" for n2n from another field of the teacher.
+    """
 
     strategy: str
     labels: float
@@ -78,10 +93,10 @@ class Job:
         return f"{name}-labels{100 * self.labels:g}-seed{self.seed}"
 
 
-def student_config(study: Study, job: Job) -> StudentConfig:
+def student_config(study: Study, job: Job, teacher_fields: Collection[str]) -> StudentConfig:
     """The recipe with one strategy applied; the rest is the same for all, control included."""
     config = load_config(
-        RECIPES / f"{study.name}_student.yaml",
+        RECIPES / f"{study.student}.yaml",
         overrides=[
             f"data.labels={job.labels}",
             f"training.seed={job.seed}",
@@ -94,9 +109,17 @@ def student_config(study: Study, job: Job) -> StudentConfig:
     if job.strategy == "control, annealed":
         # The ground truth's weights rise as in "annealed", without a teacher.
         return apply_strategy(apply_strategy(config, "annealed"), "control")
-    parts = ANNEALED_TERMS if job.strategy == "annealed" else job.strategy.split("+")
+    strategy, _, source = job.strategy.partition("@")
+    parts = ANNEALED_TERMS if strategy == "annealed" else strategy.split("+")
     weights = {name: study.weights[name] for name in parts if name in study.weights}
-    return apply_strategy(config, job.strategy, weights=weights)
+    taught = apply_strategy(config, strategy, weights=weights, teacher_fields=teacher_fields)
+    terms = []
+    for term in taught.terms:
+        if term.student in HIDDEN:
+            changes = {"normalise": study.normalise, "teacher": source or term.teacher}
+            term = term.model_copy(update=changes)
+        terms.append(term)
+    return taught.model_copy(update={"terms": tuple(terms)})
 
 
 def evaluated(study: Study, data: Path, run: Path, store: Path, split: str) -> Predictions:
@@ -111,12 +134,12 @@ def evaluated(study: Study, data: Path, run: Path, store: Path, split: str) -> P
 
 def run_one(study: Study, job: Job, data: Path, directory: Path) -> dict[str, Any]:
     """One student, its test errors at each quarter; read back if it ran before."""
-    store, run = directory / "features.zarr", directory / job.name
+    store, run = directory / "features.zarr", directory / study.student / job.name
     report = run / "study.json"
     if report.is_file():
         return dict(json.loads(report.read_text()))
     torch.set_num_threads(1)
-    config = student_config(study, job)
+    config = student_config(study, job, open_store(store).fields("teachers/teacher"))
     found: dict[str, Any] = {
         "strategy": job.strategy, "labels": job.labels, "seed": job.seed, "at": {},
     }  # fmt: skip
@@ -140,13 +163,13 @@ def make_store(study: Study, data: Path, directory: Path) -> Path:
     if open_store(store).teachers:
         return store
     if not (teacher / "finished").is_file():
-        config = load_config(RECIPES / f"{study.name}_teacher.yaml")
+        config = load_config(RECIPES / f"{study.teacher}.yaml")
         train_student(store, teacher, config, progress=bars)
         (teacher / "finished").touch()
-    loaded = load_native(str(teacher), device="cpu", dtype=torch.float32)
-    dump_teacher(
-        store, loaded, DumpOptions(name="painn"), graph_cache=directory / "graph", progress=bars
-    )
+    taps = [Tap.parse(text) for text in study.taps]
+    loaded = load_native(str(teacher), device="cpu", dtype=torch.float32, taps=taps)
+    options = DumpOptions(name="teacher", fields=study.fields)
+    dump_teacher(store, loaded, options, graph_cache=directory / "graph", progress=bars)
     return store
 
 
@@ -195,29 +218,44 @@ def summary(results: Sequence[Mapping[str, Any]], teacher: Mapping[str, float]) 
     return "\n".join(lines)
 
 
-def run_study(
-    study: Study, *, strategies: Sequence[str], labels: Sequence[float], steps: int
-) -> None:
-    """The command line of a study: make the store, run the grid, write and print the tables."""
+def arguments() -> argparse.ArgumentParser:
+    """The command line of a study."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True, help="folder of the dataset's files")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--strategies", default=";".join(strategies), help="separated by ;")
-    parser.add_argument("--labels", type=float, nargs="*", default=list(labels))
-    given = parser.parse_args()
+    parser.add_argument("--steps", type=int, help="of a student")
+    parser.add_argument("--strategies", help="separated by ;")
+    parser.add_argument("--labels", type=float, nargs="*")
+    return parser
+
+
+def run_study(
+    study: Study,
+    given: argparse.Namespace,
+    *,
+    strategies: Sequence[str],
+    labels: Sequence[float],
+    steps: int,
+) -> None:
+    """Make the store, run the grid, write and print the tables.
+
+    Args:
+        study: what it is about.
+        given: the command line, which overrides the rest.
+        strategies, labels, steps: of the published grid.
+    """
     directory: Path = given.output
     directory.mkdir(parents=True, exist_ok=True)
     store = make_store(study, given.data, directory)
     found = evaluated(study, given.data, directory / "teacher", store, "test")
     teacher = found.metrics().as_dict()
     jobs = [
-        Job(strategy, share, seed, given.steps)
+        Job(strategy, share, seed, given.steps or steps)
         for seed in range(given.seeds)
-        for share in given.labels
-        for strategy in given.strategies.split(";")
+        for share in given.labels or labels
+        for strategy in (given.strategies.split(";") if given.strategies else strategies)
     ]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.processes, mp_context=spawn) as pool:
@@ -225,9 +263,9 @@ def run_study(
         for _ in tqdm(as_completed(waiting), total=len(jobs), unit=" runs"):
             pass
     results = [done.result() for done in waiting]
-    (directory / "results.json").write_text(
+    (directory / study.student / "results.json").write_text(
         json.dumps({"teacher": teacher, "runs": results}, indent=1) + "\n"
     )
     text = summary(results, teacher)
-    (directory / "summary.md").write_text(text + "\n")
+    (directory / study.student / "summary.md").write_text(text + "\n")
     print(text)

@@ -3,10 +3,11 @@
 python benchmarks/study_h2combustion.py --data DIR -o study-h2
 """
 
-from study import Study, run_study
+from study import Study, arguments, run_study
 
 H2COMBUSTION = Study(
-    name="h2combustion",
+    teacher="h2combustion_teacher",
+    student="h2combustion_student",
     files=("train.extxyz", "val.extxyz", "test.extxyz"),
     test_file=None,
     group_key="rxn",
@@ -20,6 +21,7 @@ H2COMBUSTION = Study(
 if __name__ == "__main__":
     run_study(
         H2COMBUSTION,
+        arguments().parse_args(),
         strategies=(
             "control",
             "n2n",
@@ -30,6 +32,8 @@ if __name__ == "__main__":
             "annealed",
             "control, annealed",
             "vanilla1+vanilla2",
+            "vanilla1+n2n+v2v",
+            "vanilla1+vanilla2+n2n+v2v",
         ),
         labels=(1.0, 0.05),
         steps=8000,

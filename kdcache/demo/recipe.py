@@ -17,7 +17,7 @@ import yaml
 from kdcache.structures import Structure
 
 CUTOFF = 4.0  # Å, beyond the second neighbours of five of the metals, all but Ag and Au
-STRATEGIES = ("vanilla1", "vanilla2", "n2n", "v2v", "n2n+v2v")
+STRATEGIES = ("vanilla1", "vanilla2", "n2n", "v2v", "n2n+v2v", "vanilla1+n2n+v2v")
 
 
 @dataclass(frozen=True, slots=True)
