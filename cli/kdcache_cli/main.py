@@ -25,12 +25,20 @@ COMMANDS = {
     "train-student": (
         "kdcache_cli.train", "train_command", "Train a student (or a teacher) from a store.",
     ),
+    "fit-scales": (
+        "kdcache_cli.fit_scales", "fit_scales_command", "Fit the scale factors of a GemNet-OC.",
+    ),
+    "sweep": ("kdcache_cli.sweep", "sweep_command", "Train a grid of students over one store."),
+    "augment": (
+        "kdcache_cli.augment", "augment_command", "Make structures that a teacher labels.",
+    ),
     "evaluate": ("kdcache_cli.evaluate", "evaluate_command", "Errors of a trained model on data."),
+    "compare": ("kdcache_cli.compare", "compare_command", "How alike two models' layers are."),
     "inspect": ("kdcache_cli.stores", "inspect_command", "Show what a store holds."),
     "verify": ("kdcache_cli.stores", "verify_command", "Check every byte of a store."),
     "demo": ("kdcache_cli.demo", "demo_command", "The whole job on a built-in dataset."),
 }  # fmt: skip
-GOES_ON = ("import", "dump-teacher", "train-student", "demo")
+GOES_ON = ("import", "dump-teacher", "train-student", "sweep", "augment", "demo")
 
 _log = logging.getLogger("kdcache_cli")
 
