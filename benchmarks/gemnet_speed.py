@@ -2,9 +2,16 @@
 
     python benchmarks/gemnet_speed.py [--size oc20] [--rounds 9] [--threads 2] [--json FILE]
 
-Sides alternate, so that other work on the machine hits both; ratios are of medians. Neighbour lists
-are made before, as the stream makes them; triplets and quadruplets are found inside. Random weights
-and structures: what is counted does not depend on them. Peak memory is of a process of its own.
+Three ratios of medians, of sides that alternate so that other work on the machine hits all alike:
+
+- `ratio`: both without gradients of weights, as a teacher or an evaluation runs them.
+- `ratio_differentiable`: the same GemNet-OC over a SchNet whose forces can be differentiated again,
+  as the reference code's always are.
+- `ratio_training`: both as a training step runs them, before its backward pass.
+
+Neighbour lists are made before, as the stream makes them; triplets and quadruplets are found
+inside. Random weights and structures: what is counted does not depend on them. Memory is the peak
+that one forward pass without gradients adds, in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,14 +20,13 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,55 +105,62 @@ def seconds(step: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(size: str, rounds: int) -> dict[str, object]:
-    """Medians of alternating runs of both sides."""
-    sides = [load(size, side) for side in (0, 1)]
-    samples: list[list[float]] = [[], []]
-
-    def step(side: int) -> object:
-        model, batch = sides[side]
-        with torch.no_grad():
-            return model(batch)
-
-    for _ in range(2):
-        step(0), step(1)
-    for _ in range(rounds):
-        for side in (0, 1):
-            samples[side].append(seconds(lambda side=side: step(side)))
-    gemnet, schnet = (statistics.median(s) for s in samples)
-    batch = sides[0][1]
+def compare(size: str, rounds: int) -> dict[str, Any]:
+    """Medians of alternating runs."""
+    sides = {name: load(size, side) for side, name in enumerate(("gemnet", "schnet"))}
+    modes = [(name, training) for training in (False, True) for name in sides]
+    samples: dict[str, list[float]] = {}
+    for repeat in range(rounds + 1):
+        for name, training in modes:
+            model, batch = sides[name]
+            with torch.set_grad_enabled(training):
+                start = time.perf_counter()
+                output = model(batch)
+                taken = time.perf_counter() - start
+            del output
+            if repeat:  # the first round warms up
+                samples.setdefault(f"{name}_training" if training else name, []).append(taken)
+    median = {name: statistics.median(taken) for name, taken in samples.items()}
+    batch = sides["gemnet"][1]
     return {
-        "ratio": gemnet / schnet,
+        "ratio": median["gemnet"] / median["schnet"],
+        "ratio_differentiable": median["gemnet"] / median["schnet_training"],
+        "ratio_training": median["gemnet_training"] / median["schnet_training"],
         "bar": BARS[size],
-        "gemnet_s": gemnet,
-        "schnet_s": schnet,
+        "seconds": median,
         "n_atoms": batch.n_atoms,
         "n_edges": batch.n_edges,
         "further_edges": {k: g.edge_index.shape[1] for k, g in batch.graphs.items()},
-        "samples": {"gemnet": samples[0], "schnet": samples[1]},
+        "schnet_edges": sides["schnet"][1].n_edges,
+        "peak_mb": peak_memory(size),
+        "samples": samples,
     }
 
 
 def peak_memory(size: str) -> float:
     """MB that one forward pass takes beyond model and batch, in a process of its own."""
-    command = [
-        sys.executable,
-        __file__,
-        "--memory",
-        size,
-        "--threads",
-        str(torch.get_num_threads()),
-    ]
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, __file__, "--memory", size, "--threads", threads]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
 def print_memory(size: str) -> None:
+    """As `peak_memory`, of this process. Linux only: elsewhere there is no peak to reset."""
     model, batch = load(size, 0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
     with torch.no_grad():
         model(batch)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024.0)
+    print(resident("VmHWM") - before)
+
+
+def resident(field: str) -> float:
+    """MB of this process, now (VmRSS) or at its peak (VmHWM)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return float(line.split()[1]) / 1024.0
+    raise RuntimeError(f"/proc/self/status has no {field}")
 
 
 def main() -> None:
@@ -164,13 +177,13 @@ def main() -> None:
         return
     bars = {}
     for size in options.size or BARS:
-        found = compare(size, options.rounds)
-        found["peak_rss_mb"] = peak_memory(size)
-        bars[size] = found
+        bars[size] = found = compare(size, options.rounds)
+        taken = {name: f"{1e3 * seconds:.0f}" for name, seconds in found["seconds"].items()}
         print(
-            f"{size}: gemnet-oc {1e3 * found['gemnet_s']:.0f} ms, schnet "
-            f"{1e3 * found['schnet_s']:.0f} ms, ratio {found['ratio']:.2f} (bar {found['bar']}), "
-            f"{found['n_edges']} edges, {found['peak_rss_mb']:.0f} MB"
+            f"{size}: gemnet-oc {taken['gemnet']} ms, schnet {taken['schnet']} ms, ratio "
+            f"{found['ratio']:.2f} (bar {found['bar']}); over differentiable forces "
+            f"{found['ratio_differentiable']:.2f}, in training {found['ratio_training']:.2f}; "
+            f"{found['n_edges']} edges, {found['peak_mb']:.0f} MB"
         )
     if options.json:
         report = {
