@@ -28,9 +28,7 @@ class PotentialCalculator(Calculator):
         tags: [n_atoms] Open Catalyst tags of the atoms it will be given; None counts all as 2.
     """
 
-    def __init__(
-        self, potential: Potential, *, tags: npt.NDArray[np.uint8] | None = None
-    ) -> None:
+    def __init__(self, potential: Potential, *, tags: npt.NDArray[np.uint8] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.implemented_properties = ["energy", "free_energy", "forces", "energies"]
         self.potential = potential
