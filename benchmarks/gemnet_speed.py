@@ -24,7 +24,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -100,27 +99,22 @@ def load(size: str, side: int) -> tuple[Model, Batch]:
     return model.eval(), batch
 
 
-def seconds(step: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
 def compare(size: str, rounds: int) -> dict[str, Any]:
     """Medians of alternating runs."""
     sides = {name: load(size, side) for side, name in enumerate(("gemnet", "schnet"))}
-    modes = [(name, training) for training in (False, True) for name in sides]
     samples: dict[str, list[float]] = {}
-    for repeat in range(rounds + 1):
-        for name, training in modes:
-            model, batch = sides[name]
-            with torch.set_grad_enabled(training):
-                start = time.perf_counter()
-                output = model(batch)
-                taken = time.perf_counter() - start
-            del output
-            if repeat:  # the first round warms up
-                samples.setdefault(f"{name}_training" if training else name, []).append(taken)
+    # Not all in one round: the gigabytes that training keeps would leave the others a cold heap.
+    for names in (("gemnet", "schnet", "schnet_training"), ("gemnet_training", "schnet_training")):
+        for repeat in range(rounds + 1):
+            for name in names:
+                model, batch = sides[name.removesuffix("_training")]
+                with torch.set_grad_enabled(name.endswith("_training")):
+                    start = time.perf_counter()
+                    output = model(batch)
+                    taken = time.perf_counter() - start
+                del output
+                if repeat:  # the first round warms up
+                    samples.setdefault(name, []).append(taken)
     median = {name: statistics.median(taken) for name, taken in samples.items()}
     batch = sides["gemnet"][1]
     return {

@@ -13,21 +13,14 @@ import torch
 from torch import Tensor
 
 from kdcache.models.gemnet_oc import GemNetOC
-from kdcache.models.gemnet_oc.bases import (
-    BasisEmbedding,
-    SphericalBasis,
-    spherical_harmonics,
-    zonal_harmonics,
-    zonal_harmonics_as_cosines,
-)
+from kdcache.models.gemnet_oc.bases import SphericalBasis
 from kdcache.models.gemnet_oc.blocks import BlockInputs
 from kdcache.models.gemnet_oc.inputs import Edges
 from kdcache.models.gemnet_oc.mixing import QuadrupletAngles
-from kdcache.models.gemnet_oc.quadruplet_mixing import AzimuthalMixing, ListedMixing
 from kdcache.models.taps import Tap, Taps
 from kdcache.structures import Batch, Graph
 from tests.models.cases import golden_case, relative_error
-from tests.models.test_gemnet_oc import with_published_graphs
+from tests.models.test_gemnet_oc_golden import with_published_graphs
 
 FLOAT64 = 1e-9
 # What was kept in float32.
@@ -114,12 +107,13 @@ def test_quadruplets_are_the_published_set_with_the_published_angles(steps: Step
     # Each published quadruplet is one of ours: compare where they stand.
     at_outer, at_inner = (through, slots.slot[outer]), (through, slots.slot[inner])
     steps.agrees("angle.qint.cosphi_cab_per_quad", steps.angles.outer_cosine[at_outer])
-    (a, b, _), (c, d, _) = steps.angles.outer_azimuth, steps.angles.inner_azimuth
+    (a, b), (c, d) = steps.angles.outer_azimuth, steps.angles.inner_azimuth
     cosine = a[at_outer] * c[at_inner] + b[at_outer] * d[at_inner]
     kept = steps["angle.qint.dihedral_per_quad"]
     assert relative_error(cosine[: len(kept)], torch.cos(kept)) < FLOAT64
-    sine = (b[at_outer] * c[at_inner] - a[at_outer] * d[at_inner]).abs()
-    functions = steps.model.sbf_basis_qint(steps.angles.outer_cosine[at_outer], (cosine, sine))
+    sine = b[at_outer] * c[at_inner] - a[at_outer] * d[at_inner]
+    polar = steps.angles.outer_cosine[at_outer]
+    functions = spherical_functions(steps.model.sbf_basis_qint, polar, cosine, sine)
     steps.agrees("raw.sbf.sph", functions)
     of_inner = (steps["quad.triplet_in.out"], slots.slot[steps["quad.triplet_in.in"]])
     steps.agrees("angle.qint_abd.cosphi", steps.angles.inner_cosine[of_inner])
@@ -211,47 +205,34 @@ def test_layers_are_the_published_ones(steps: Steps) -> None:
         steps.agrees(name, captured[tap.field])
 
 
-@pytest.mark.proof
-def test_series_in_the_azimuth_sum_what_the_list_of_quadruplets_sums(steps: Steps) -> None:
-    model, angles = steps.model, steps.angles
-    basis, embedding = model.sbf_basis_qint, model.mlp_sbf_qint
-    assert isinstance(basis, SphericalBasis)
-    assert isinstance(embedding, BasisEmbedding)
-    generator = torch.Generator().manual_seed(0)
-    u = torch.randn(*angles.paths.inner.shape, 5, generator=generator, dtype=torch.float64)
-    u = u * angles.paths.inner.unsqueeze(-1)
-    bilinear = torch.randn(6, 5 * 10, generator=generator, dtype=torch.float64)
-    with torch.no_grad():
-        args = (angles, basis, embedding, steps.radial)
-        listed = ListedMixing.of(*args)(u, bilinear)
-        series = AzimuthalMixing.of(*args)(u, bilinear)
-    assert listed.shape == (steps.batch.n_edges, 6)
-    assert relative_error(series, listed) < 1e-12
-
-
-def test_zonal_harmonics_are_sums_of_cosines() -> None:
-    theta = torch.linspace(0.0, math.pi, 9, dtype=torch.float64)
-    table = torch.tensor(zonal_harmonics_as_cosines(7))
-    multiples = torch.stack([torch.cos(m * theta) for m in range(7)], dim=-1)
-    expected = zonal_harmonics(torch.cos(theta), 7)
-    torch.testing.assert_close(multiples @ table[:, :7].T, expected)
-    torch.testing.assert_close(
-        table[:, 7], zonal_harmonics(torch.zeros((), dtype=torch.float64), 7)
-    )
+def spherical_functions(
+    basis: SphericalBasis, polar: Tensor, cosine: Tensor, sine: Tensor
+) -> Tensor:
+    """[n, S²], all functions of each of n pairs of angles, by the cosine of φ and by θ."""
+    first = basis.polar(polar)
+    second = basis.dihedral(cosine, sine).T
+    if basis.columns is None:
+        return (first.unsqueeze(-1) * second.unsqueeze(-2)).flatten(1)
+    return first * second[:, basis.columns]
 
 
 def test_spherical_harmonics_are_orthonormal() -> None:
-    # Gauss-Legendre in cos φ, equidistant in θ: exact for these degrees.
+    # Gauss-Legendre in cos φ, equidistant in θ: exact for these degrees. On half the circle, which
+    # is all a dihedral has, sines and cosines are not orthogonal: take each with its own kind.
     nodes, weights = np.polynomial.legendre.leggauss(8)
     theta = torch.arange(16, dtype=torch.float64) * (2 * math.pi / 16)
-    cosine = torch.tensor(nodes)[:, None].expand(8, 16)
-    azimuth = (torch.cos(theta).expand(8, 16), torch.sin(theta).expand(8, 16))
-    values = spherical_harmonics(cosine, azimuth, 4).flatten(0, 1)
+    polar = torch.tensor(nodes)[:, None].expand(8, 16).flatten()
+    cosine, sine = torch.cos(theta).repeat(8), torch.sin(theta).repeat(8)
+    basis = SphericalBasis(4, "spherical_harmonics", torch.nn.Identity(), scaled=False)
+    values = spherical_functions(basis, polar, cosine, sine)
     weight = (torch.tensor(weights)[:, None] * (2 * math.pi / 16)).expand(8, 16).flatten()
     gram = values.T @ (weight[:, None] * values)
-    torch.testing.assert_close(gram, torch.eye(16, dtype=torch.float64), atol=1e-12, rtol=0)
-    # l = 1 in the order m = 0, 1, -1: z, x, y.
-    flat = (1.0 - cosine.square()).sqrt()
-    cartesian = torch.stack([cosine, flat * azimuth[0], flat * azimuth[1]], dim=-1)
-    first = spherical_harmonics(cosine, azimuth, 2)[..., 1:]
-    torch.testing.assert_close(first, Y1 * cartesian)
+    orders = [m for degree in range(4) for m in [*range(degree + 1), *range(-degree, 0)]]
+    signs = torch.tensor([m >= 0 for m in orders])
+    for kind in (signs, ~signs):
+        expected = torch.eye(int(kind.sum()), dtype=torch.float64)
+        torch.testing.assert_close(gram[kind][:, kind], expected, atol=1e-12, rtol=0)
+    # l = 1 in the order m = 0, 1, -1: z, x, |y|.
+    flat = (1.0 - polar.square()).sqrt()
+    cartesian = torch.stack([polar, flat * cosine, flat * sine.abs()], dim=-1)
+    torch.testing.assert_close(values[:, 1:4], Y1 * cartesian)

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
-from numpy.polynomial import chebyshev, legendre
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcache.models.gemnet_oc.hyperparameters import CircularName, SphericalName
 from kdcache.models.gemnet_oc.layers import ScaleFactor
 from kdcache.models.radial import EnvelopeName, RadialBasis, RadialName
-from kdcache.structures import FloatArray
 
 # Square of the sine below which a direction counts as collinear with an axis and has no azimuth.
 # Rows of a perfect crystal are collinear up to rounding, of float32 or of a file's digits, and must
@@ -92,13 +89,19 @@ class SphericalBasis(nn.Module):
 
     Every kind is a product of a function of φ and one of θ. "legendre_outer" is Y_l0(φ) Y_l'0(θ),
     "gaussian_outer" likewise with Gaussians, "spherical_harmonics" the real Y_lm(φ, θ) in the order
-    m = 0, 1, …, l, -l, …, -1.
+    m = 0, 1, …, l, -l, …, -1, without the Condon–Shortley sign; m > 0 goes with cos(mθ), m < 0 with
+    sin(|m|θ).
 
     Args:
         num_spherical: S; S² functions.
         kind: which.
         radial_basis: of the outer edges; may be shared.
         scaled: multiplied by a factor of their own.
+
+    Attributes:
+        columns: [S²], which function of θ each of S² functions of φ goes with; None where there are
+            S of both, and all go with all, those of φ first.
+        n_dihedral: functions of θ.
     """
 
     def __init__(
@@ -108,30 +111,45 @@ class SphericalBasis(nn.Module):
         self.num_spherical = num_spherical
         self.kind = kind
         self.radial_basis = radial_basis
+        self.columns: list[int] | None = None
+        self.n_dihedral = num_spherical
         if kind == "gaussian_outer":
             self.circular_basis = Gaussians(num_spherical)
+        elif kind == "spherical_harmonics":
+            orders = _orders(num_spherical)
+            # cos(mθ) from m = 0, then sin(mθ) from m = 1.
+            self.columns = [m if m >= 0 else num_spherical - 1 - m for _, m in orders]
+            self.n_dihedral = 2 * num_spherical - 1
         self.scale_sbf = ScaleFactor() if scaled else None
 
-    def forward(self, cosine: Tensor, dihedral: tuple[Tensor, Tensor]) -> Tensor:
-        """All functions at once.
+    def polar(self, cosine: Tensor) -> Tensor:
+        """Functions of φ: […] to […, S] or […, S²]."""
+        if self.kind == "spherical_harmonics":
+            basis = associated_harmonics(cosine, self.num_spherical)
+        elif self.kind == "gaussian_outer":
+            basis = self.circular_basis(cosine)
+        else:
+            basis = zonal_harmonics(cosine, self.num_spherical)
+        return basis if self.scale_sbf is None else self.scale_sbf(basis)
+
+    def dihedral(self, cosine: Tensor, sine: Tensor) -> Tensor:
+        """Functions of θ.
 
         Args:
-            cosine: […], of φ.
-            dihedral: […] and […], cosine and sine of θ, the sine not negative.
+            cosine, sine: […, n], of θ, whose sign is not used. Where both are 0, an atom of the
+                dihedral stands on its axis, and θ counts as π/2.
 
         Returns:
-            […, S²].
+            […, n_dihedral, n].
         """
-        if self.kind == "spherical_harmonics":
-            basis = spherical_harmonics(cosine, dihedral, self.num_spherical)
-        else:
-            if self.kind == "gaussian_outer":
-                first, second = self.circular_basis(cosine), self.circular_basis(dihedral[0])
-            else:
-                first = zonal_harmonics(cosine, self.num_spherical)
-                second = zonal_harmonics(dihedral[0], self.num_spherical)
-            basis = (first.unsqueeze(-1) * second.unsqueeze(-2)).flatten(-2)
-        return basis if self.scale_sbf is None else self.scale_sbf(basis)
+        if self.kind == "gaussian_outer":
+            gaussians: Tensor = self.circular_basis(cosine)
+            return gaussians.transpose(-1, -2)
+        if self.kind == "legendre_outer":
+            return zonal_harmonics(cosine, self.num_spherical, dim=-2)
+        none = cosine.square() + sine.square() < 0.5
+        cosines, sines = multiples(cosine, torch.where(none, 1.0, sine.abs()), self.num_spherical)
+        return torch.stack(cosines + sines[1:], dim=-2)
 
 
 class BasisEmbedding(nn.Module):
@@ -163,85 +181,67 @@ class BasisEmbedding(nn.Module):
         return flat.view(-1, width, n_angular)
 
 
-def zonal_harmonics(cosine: Tensor, num: int) -> Tensor:
+def zonal_harmonics(cosine: Tensor, num: int, dim: int = -1) -> Tensor:
     """Y_l0 = √((2l+1)/4π) P_l for l below `num`.
 
     Args:
         cosine: […].
+        num: at least 2.
+        dim: where the functions stand in the result.
 
     Returns:
         […, num].
     """
     polynomials = [torch.ones_like(cosine), cosine]
-    for l in range(1, num - 1):  # noqa: E741
-        polynomials.append(
-            ((2 * l + 1) / (l + 1)) * cosine * polynomials[l] - (l / (l + 1)) * polynomials[l - 1]
-        )
-    norms = [math.sqrt((2 * l + 1) / (4.0 * math.pi)) for l in range(num)]  # noqa: E741
-    return torch.stack(
-        [norm * polynomial for norm, polynomial in zip(norms, polynomials, strict=False)], dim=-1
-    )
+    for n in range(1, num - 1):
+        rising = ((2 * n + 1) / (n + 1)) * cosine * polynomials[n]
+        polynomials.append(rising - (n / (n + 1)) * polynomials[n - 1])
+    norms = [math.sqrt((2 * n + 1) / (4.0 * math.pi)) for n in range(num)]
+    return torch.stack([norm * p for norm, p in zip(norms, polynomials, strict=True)], dim=dim)
 
 
-def zonal_harmonics_as_cosines(num: int) -> FloatArray:
-    """[num, num + 1]: a_lm with Y_l0(cos θ) = Σ_m a_lm cos(mθ), and in the last column Y_l0(0)."""
-    table = np.zeros((num, num + 1))
-    for degree in range(num):
-        norm = math.sqrt((2 * degree + 1) / (4.0 * math.pi))
-        series = [0.0] * degree + [norm]
-        cosines = chebyshev.poly2cheb(legendre.leg2poly(series))
-        table[degree, : len(cosines)] = cosines
-        table[degree, num] = legendre.legval(0.0, series)
-    return table
+def associated_harmonics(cosine: Tensor, num: int) -> Tensor:
+    """What of the real Y_lm depends on the polar angle, in the order of `SphericalBasis`.
 
-
-def spherical_harmonics(cosine: Tensor, azimuth: tuple[Tensor, Tensor], num: int) -> Tensor:
-    """Real Y_lm for l below `num`, per l in the order m = 0, 1, …, l, -l, …, -1.
-
-    Without the Condon–Shortley sign; m > 0 goes with cos(mθ), m < 0 with sin(|m|θ).
+    √2 (for m ≠ 0) · N_lm · P_l|m|, without the Condon–Shortley sign.
 
     Args:
         cosine: […], of the polar angle.
-        azimuth: […] and […], cosine and sine of θ.
 
     Returns:
         […, num²].
     """
     # 1e-18 keeps the derivative of the root finite.
     sine = (1.0 - cosine.square()).clamp(min=1e-18).sqrt()
-    cosines, sines = multiples(*azimuth, num)
-    associated: dict[tuple[int, int], Tensor] = {(0, 0): torch.ones_like(cosine)}
+    legendre: dict[tuple[int, int], Tensor] = {(0, 0): torch.ones_like(cosine)}
     for m in range(num):
         if m:
-            associated[m, m] = (2 * m - 1) * sine * associated[m - 1, m - 1]
+            legendre[m, m] = (2 * m - 1) * sine * legendre[m - 1, m - 1]
         if m + 1 < num:
-            associated[m + 1, m] = (2 * m + 1) * cosine * associated[m, m]
-        for l in range(m + 2, num):  # noqa: E741
-            associated[l, m] = (
-                (2 * l - 1) * cosine * associated[l - 1, m]
-                - (l + m - 1) * associated[l - 2, m]
-            ) / (l - m)  # fmt: skip
+            legendre[m + 1, m] = (2 * m + 1) * cosine * legendre[m, m]
+        for n in range(m + 2, num):
+            rising = (2 * n - 1) * cosine * legendre[n - 1, m]
+            legendre[n, m] = (rising - (n + m - 1) * legendre[n - 2, m]) / (n - m)
     columns = []
-    for l in range(num):  # noqa: E741
-        for m in [*range(l + 1), *range(-l, 0)]:
-            k = abs(m)
-            norm = (2 * l + 1) / (4.0 * math.pi) * math.factorial(l - k) / math.factorial(l + k)
-            factor = math.sqrt(norm if m == 0 else 2.0 * norm)
-            angular = cosines[..., k] if m >= 0 else sines[..., k]
-            columns.append(factor * associated[l, k] * angular)
+    for n, m in _orders(num):
+        k = abs(m)
+        norm = (2 * n + 1) / (4.0 * math.pi) * math.factorial(n - k) / math.factorial(n + k)
+        columns.append(math.sqrt(norm if m == 0 else 2.0 * norm) * legendre[n, k])
     return torch.stack(columns, dim=-1)
 
 
-def multiples(cosine: Tensor, sine: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """cos(mθ) and sin(mθ) for m below `num`, […] to […, num] each.
+def _orders(num: int) -> list[tuple[int, int]]:
+    """Degree and order of real spherical harmonics, m = 0, 1, …, l, -l, …, -1 in each degree."""
+    return [(n, m) for n in range(num) for m in [*range(n + 1), *range(-n, 0)]]
 
-    Where both are 0 all multiples are 0, but for cos(0θ), which is 1.
-    """
+
+def multiples(cosine: Tensor, sine: Tensor, num: int) -> tuple[list[Tensor], list[Tensor]]:
+    """cos(mθ) and sin(mθ) for m below `num`, […] each."""
     cosines, sines = [torch.ones_like(cosine)], [torch.zeros_like(sine)]
     for m in range(1, num):
         cosines.append(cosine * cosines[m - 1] - sine * sines[m - 1])
         sines.append(cosine * sines[m - 1] + sine * cosines[m - 1])
-    return torch.stack(cosines, dim=-1), torch.stack(sines, dim=-1)
+    return cosines, sines
 
 
 def frame(direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,7 +258,7 @@ def frame(direction: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def azimuth(vector: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def azimuth(vector: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Direction of vectors within the plane of a frame.
 
     Args:
@@ -267,7 +267,7 @@ def azimuth(vector: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tens
 
     Returns:
         Cosine and sine [n, k] of the angle with `first`, both 0 where the vector is normal to the
-        plane, and whether it is.
+        plane.
     """
     along = (vector * first.unsqueeze(1)).sum(-1)
     across = (vector * second.unsqueeze(1)).sum(-1)
@@ -275,4 +275,4 @@ def azimuth(vector: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tens
     normal = square < COLLINEAR
     inverse = torch.where(normal, 1.0, square).rsqrt()
     inverse = torch.where(normal, 0.0, inverse)
-    return along * inverse, across * inverse, normal
+    return along * inverse, across * inverse

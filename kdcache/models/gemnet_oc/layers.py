@@ -54,7 +54,7 @@ class ScaleFactor(nn.Module):
     def factor(self) -> Tensor:
         """[], what is multiplied with."""
         # On the device: reading the value here would make every layer wait for it.
-        return self.scale_factor + (self.scale_factor == 0.0)
+        return self.scale_factor.masked_fill(self.scale_factor == 0.0, 1.0)
 
     def forward(
         self, x: Tensor, reference: Reference | None = None, counted: Tensor | None = None

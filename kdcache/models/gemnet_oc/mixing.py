@@ -173,8 +173,7 @@ def pair_mixing(source: Tensor, target: Tensor, radial: Tensor, n_atoms: int) ->
 class QuadrupletAngles:
     """What the bases of quadruplets are functions of.
 
-    The dihedral is the difference of two azimuths around the middle edge, so no quadruplet need be
-    written down for it.
+    The dihedral is the difference of two azimuths around the middle edge.
 
     Attributes:
         paths: the quadruplets.
@@ -182,7 +181,8 @@ class QuadrupletAngles:
         slots: of the main graph.
         outer_cosine: [n_middle, width], of the angle between outer and middle edge.
         inner_cosine: [n_middle, width], of inner and middle edge, head to tail.
-        outer_azimuth, inner_azimuth: cosine, sine, and whether there is none, [n_middle, width].
+        outer_azimuth, inner_azimuth: cosine and sine, [n_middle, width] each; both 0 where there is
+            none.
     """
 
     paths: Quadruplets
@@ -191,8 +191,8 @@ class QuadrupletAngles:
     slots: Slots
     outer_cosine: Tensor
     inner_cosine: Tensor
-    outer_azimuth: tuple[Tensor, Tensor, Tensor]
-    inner_azimuth: tuple[Tensor, Tensor, Tensor]
+    outer_azimuth: tuple[Tensor, Tensor]
+    inner_azimuth: tuple[Tensor, Tensor]
 
 
 def quadruplet_angles(

@@ -41,7 +41,9 @@ class Scaled(NamedTuple):
     def plus(self, other: Tensor, gain: float = 1.0) -> Scaled:
         """The sum with `gain` times another tensor; this one is used up."""
         alpha = gain / self.gain
-        if self.fresh and not torch.is_grad_enabled():
+        # Under autocast the sum may need a wider type than these values have.
+        fits = torch.result_type(self.values, other) == self.values.dtype
+        if self.fresh and fits and not torch.is_grad_enabled():
             self.values.add_(other, alpha=alpha)
             return self
         return Scaled(torch.add(self.values, other, alpha=alpha), self.gain, fresh=True)
