@@ -111,7 +111,7 @@ def write_inputs(directory: Path, recipe: Recipe, structures: Iterable[Structure
     partial.rename(directory / "structures.extxyz")
     files = {
         "teacher.yaml": settings(64, 3, recipe.teacher_steps, 2e-3),
-        "student.yaml": settings(24, 2, recipe.student_steps, 5e-3),
+        "student.yaml": settings(24, 2, recipe.student_steps, 2e-2),
     }
     for name, values in files.items():
         (directory / name).write_text(yaml.safe_dump(values, sort_keys=False))
