@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.checkpoint import write_text
 from kdcache.errors import ConfigError, DataError
 from kdcache.models import Model
 from kdcache.models.gemnet_oc import GemNetOC
@@ -121,7 +122,7 @@ def write_scale_factors(path: str | Path, factors: dict[str, float], comment: st
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     written = {"comment": comment, **factors} if comment else dict(factors)
-    path.write_text(json.dumps(written, indent=1) + "\n")
+    write_text(path, json.dumps(written, indent=1) + "\n")
 
 
 class _Told(Exception):

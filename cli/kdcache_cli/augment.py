@@ -8,14 +8,15 @@ from typing import Any
 import click
 
 from kdcache.errors import ConfigError
-from kdcache.fields import CODECS
 from kdcache_cli.dump import names, report_dump
 from kdcache_cli.options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
+    open_teacher,
     read_options,
     reading_options,
     refuse_runs,
+    teacher_options,
 )
 from kdcache_cli.progress import bars
 
@@ -25,15 +26,7 @@ SHARE = click.FloatRange(min=0, max=1, min_open=True)
 
 @click.command("augment")
 @click.argument("data", nargs=-1, required=True)
-@click.option("--teacher", "checkpoint", required=True, help="Run directory of a trained model.")
-@click.option(
-    "--teacher-format",
-    default="native",
-    show_default=True,
-    help="Kind of checkpoint: native, ocp (Open Catalyst), or package.module:factory.",
-)
-@click.option("--scale-file", help="Scale factors of an Open Catalyst GemNet-OC, .pt or .json.")
-@click.option("--teacher-config", help="YAML or JSON of a teacher whose checkpoint has none.")
+@teacher_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New store.")
 @click.option(
     "--method",
@@ -87,16 +80,6 @@ SHARE = click.FloatRange(min=0, max=1, min_open=True)
     "--name", help="Name of the teacher in the overlay (default: its name in DATA, or teacher)."
 )
 @click.option("--fields", help="Fields to keep, by comma (default: those in DATA, or all).")
-@click.option("--tap", "taps", multiple=True, help="Inner module: node/msg2=message_layers.2.")
-@click.option("--codec", type=click.Choice(CODECS), default="half", show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
-@click.option(
-    "--precision", type=click.Choice(["float32", "float64"]), default="float32", show_default=True
-)
-@click.option(
-    "--max-atoms", type=AT_LEAST_ONE, default=4096, show_default=True, help="Atoms in a batch."
-)
-@click.option("--licence-teacher", default="", help="Licence of the teacher's weights.")
 @click.option("--licence-structures", help="Licence of the structures (default: that of DATA).")
 @click.option("--threads", type=AT_LEAST_ONE, default=2, show_default=True)
 @reading_options
@@ -120,9 +103,7 @@ def augment_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     from kdcache.devices import find_device
     from kdcache.dump import DumpOptions, choose_fields
     from kdcache.ingest import ImportOptions
-    from kdcache.models.taps import Tap
     from kdcache.store.manifest import check_name
-    from kdcache.teachers import load_teacher
 
     read = read_options(values)
     refuse_runs(data)
@@ -132,16 +113,7 @@ def augment_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     if (values["student"] is None) == (options.method == "ascent"):
         raise ConfigError("--student and --method ascent belong together. Give both, or neither.")
     device = str(find_device(values["device"], "--device"))
-    teacher = load_teacher(
-        values["teacher_format"],
-        values["checkpoint"],
-        device=device,
-        precision=values["precision"],
-        taps=[Tap.parse(text) for text in values["taps"]],
-        scale_file=values["scale_file"],
-        config_file=values["teacher_config"],
-        allow_pickle=read.allow_pickle,
-    )
+    teacher = open_teacher(values, device, allow_pickle=read.allow_pickle)
     student = load_potential(values["student"], device=device) if values["student"] else None
     name, fields, licence = _as_in(data, teacher)
     name, fields = values["name"] or name, names(values["fields"]) or fields

@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from kdcache.errors import ConfigError
-from kdcache.fields import CODECS
 from kdcache_cli.options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
+    open_teacher,
     read_options,
     reading_options,
     refuse_runs,
+    teacher_options,
 )
 from kdcache_cli.progress import bars
 from kdcache_cli.tables import size, table
@@ -26,35 +27,13 @@ LAYOUT = (
 
 @click.command("dump-teacher")
 @click.argument("data", nargs=-1)
-@click.option(
-    "--teacher",
-    "checkpoint",
-    required=True,
-    help="Run directory of a trained model, or the checkpoint of another --teacher-format.",
-)
-@click.option(
-    "--teacher-format",
-    default="native",
-    show_default=True,
-    help="Kind of checkpoint: native, ocp (Open Catalyst), or package.module:factory.",
-)
-@click.option("--scale-file", help="Scale factors of an Open Catalyst GemNet-OC, .pt or .json.")
-@click.option("--teacher-config", help="YAML or JSON of a teacher whose checkpoint has none.")
+@teacher_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="New store.")
 @click.option("--into", type=click.Path(path_type=Path), help="Existing store to add to.")
 @click.option("--name", default="teacher", show_default=True, help="Name of the teacher there.")
 @click.option(
     "--fields",
     help="Fields to keep, by comma (default: all; of edges, only their sums at the atoms).",
-)
-@click.option("--tap", "taps", multiple=True, help="Inner module: node/msg2=message_layers.2.")
-@click.option("--codec", type=click.Choice(CODECS), default="half", show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
-@click.option(
-    "--precision", type=click.Choice(["float32", "float64"]), default="float32", show_default=True
-)
-@click.option(
-    "--max-atoms", type=AT_LEAST_ONE, default=4096, show_default=True, help="Atoms in a batch."
 )
 @click.option(
     "--on-overflow",
@@ -71,7 +50,6 @@ LAYOUT = (
     help="A feature that is NaN or infinite.",
 )
 @click.option("--no-graph", is_flag=True, help="Do not keep the teacher's neighbour lists.")
-@click.option("--licence-teacher", default="", help="Licence of the teacher's weights.")
 @click.option("--licence-structures", default="", help="Licence of the structures.")
 @click.option("--licence-labels", default="", help="Licence of energies and forces.")
 @click.option(
@@ -98,9 +76,7 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
     from kdcache.devices import find_device
     from kdcache.dump import DumpOptions, choose_fields, dump_teacher, open_or_import
     from kdcache.ingest import ImportOptions
-    from kdcache.models.taps import Tap
     from kdcache.store.manifest import check_name
-    from kdcache.teachers import load_teacher
 
     read = read_options(values)
     output, into = values["output"], values["into"]
@@ -113,16 +89,7 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
     refuse_runs(data)
     check_name(values["name"], "teacher")
     device = str(find_device(values["device"], "--device"))
-    teacher = load_teacher(
-        values["teacher_format"],
-        values["checkpoint"],
-        device=device,
-        precision=values["precision"],
-        taps=[Tap.parse(text) for text in values["taps"]],
-        scale_file=values["scale_file"],
-        config_file=values["teacher_config"],
-        allow_pickle=read.allow_pickle,
-    )
+    teacher = open_teacher(values, device, allow_pickle=read.allow_pickle)
     fields = names(values["fields"])
     # Before the dataset is read: a misspelt field should not wait for it.
     choose_fields(teacher.field_specs(), fields, values["codec"])

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from kdcache.errors import ConfigError
+from kdcache.fields import CODECS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,6 +56,61 @@ def read_options(values: dict[str, Any]) -> Any:
     keys = [name.removeprefix("--").replace("-", "_") for name, _ in READING]
     flags = ["unlabelled", "allow_pickle"]
     return ReadOptions(**{key: values.pop(key) for key in [*keys, *flags]})
+
+
+TEACHER = (
+    click.option(
+        "--teacher",
+        "checkpoint",
+        required=True,
+        help="Run directory of a trained model, or the checkpoint of another --teacher-format.",
+    ),
+    click.option(
+        "--teacher-format",
+        default="native",
+        show_default=True,
+        help="Kind of checkpoint: native, ocp (Open Catalyst), or package.module:factory.",
+    ),
+    click.option("--scale-file", help="Scale factors of an Open Catalyst GemNet-OC, .pt or .json."),
+    click.option("--teacher-config", help="YAML or JSON of a teacher whose checkpoint has none."),
+    click.option("--tap", "taps", multiple=True, help="Inner module: node/msg2=message_layers.2."),
+    click.option("--codec", type=click.Choice(CODECS), default="half", show_default=True),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
+    click.option(
+        "--precision",
+        type=click.Choice(["float32", "float64"]),
+        default="float32",
+        show_default=True,
+    ),
+    click.option(
+        "--max-atoms", type=AT_LEAST_ONE, default=4096, show_default=True, help="Atoms in a batch."
+    ),
+    click.option("--licence-teacher", default="", help="Licence of the teacher's weights."),
+)
+
+
+def teacher_options(command: F) -> F:
+    """Which teacher computes, where, and how its features are kept."""
+    for option in reversed(TEACHER):
+        command = option(command)
+    return command
+
+
+def open_teacher(values: Mapping[str, Any], device: str, *, allow_pickle: bool) -> Any:
+    """The teacher that `teacher_options` name, on `device`."""
+    from kdcache.models.taps import Tap
+    from kdcache.teachers import load_teacher
+
+    return load_teacher(
+        values["teacher_format"],
+        values["checkpoint"],
+        device=device,
+        precision=values["precision"],
+        taps=[Tap.parse(text) for text in values["taps"]],
+        scale_file=values["scale_file"],
+        config_file=values["teacher_config"],
+        allow_pickle=allow_pickle,
+    )
 
 
 def refuse_runs(data: Sequence[str]) -> None:

@@ -263,9 +263,10 @@ class GroundTruthLoss(nn.Module):
         rows = labelled.to(labels.dtype)
         if weight is None:
             weight = torch.ones_like(rows)
-        value = compare(loss, prediction, labels, Rows(rows * weight), where)
+        counted = rows * weight
+        value = compare(loss, prediction, labels, Rows(counted), where)
         if self.settings.mean_over == "batch":
-            value = value * (rows * weight).sum() / weight.sum().clamp_min(1e-12)
+            value = value * counted.sum() / weight.sum().clamp_min(1e-12)
         return value
 
 
