@@ -16,11 +16,13 @@ from kdcache.models.gemnet_oc import GemNetOC
 from kdcache.models.geometry import edge_vectors
 from kdcache.models.taps import Tap, Taps
 from kdcache.structures import Batch, Graph
-from tests.models.cases import Golden, golden_case, relative_error
-
-FLOAT64, FLOAT32 = 1e-9, 5e-6
-# Per-atom terms cancel in the total.
-FLOAT32_ENERGY = 2e-5
+from tests.models.cases import (
+    FLOAT64,
+    Golden,
+    assert_reproduced,
+    golden_case,
+    relative_error,
+)
 
 PUBLISHED_GRAPHS = {"a2a": "a2a_graph", "aeaint": "a2ee2a_graph", "qint": "qint_graph"}
 
@@ -105,12 +107,7 @@ def test_published_outputs_are_reproduced_in_the_published_order_of_edges(
         "vector_feature": -to_vector,
         **block_states(golden.model, batch),
     }
-    assert found.keys() == golden.expected.keys()
-    for name, expected in golden.expected.items():
-        limit = FLOAT64 if dtype == torch.float64 else FLOAT32
-        if dtype == torch.float32 and name.endswith("energy") and "atom" not in name:
-            limit = FLOAT32_ENERGY
-        assert relative_error(found[name], expected) < limit, name
+    assert_reproduced(golden, found, dtype)
 
 
 @pytest.mark.proof

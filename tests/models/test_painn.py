@@ -12,11 +12,16 @@ from kdcache.models import build_model
 from kdcache.models.painn import PaiNN
 from kdcache.models.taps import Tap, Taps
 from kdcache.structures import Batch
-from tests.models.cases import Golden, crystal, golden_case, make_batch, molecule, relative_error
-
-FLOAT64, FLOAT32 = 1e-9, 5e-6
-# Per-atom terms cancel in the total.
-FLOAT32_ENERGY = 2e-5
+from tests.models.cases import (
+    FLOAT64,
+    Golden,
+    assert_reproduced,
+    crystal,
+    golden_case,
+    make_batch,
+    molecule,
+    relative_error,
+)
 
 
 def layer_states(golden: Golden) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -87,12 +92,7 @@ def test_published_outputs_are_reproduced(shared: Path, case: str, dtype: torch.
         "edge_feature": edge_features(golden.batch, vector)[published_edge_order(golden)],
         **layer_increments(golden),
     }
-    assert found.keys() == golden.expected.keys()
-    for name, expected in golden.expected.items():
-        limit = FLOAT64 if dtype == torch.float64 else FLOAT32
-        if dtype == torch.float32 and name.endswith("energy") and "atom" not in name:
-            limit = FLOAT32_ENERGY
-        assert relative_error(found[name], expected) < limit, name
+    assert_reproduced(golden, found, dtype)
 
 
 @pytest.mark.proof

@@ -8,10 +8,14 @@ import torch
 
 from kdcache.models import build_model
 from kdcache.models.taps import Tap, Taps
-from tests.models.cases import golden_case, make_batch, molecule, relative_error
-
-FLOAT64, FLOAT32 = 1e-9, 5e-6
-FLOAT32_ENERGY = 2e-5
+from tests.models.cases import (
+    FLOAT64,
+    assert_reproduced,
+    golden_case,
+    make_batch,
+    molecule,
+    relative_error,
+)
 
 
 @pytest.mark.proof
@@ -32,12 +36,7 @@ def test_published_outputs_are_reproduced(shared: Path, case: str, dtype: torch.
         "node_feature": output.features["node"],
         **{f"interaction_{k}": increments[f"node_i{k}"] for k in range(3)},
     }
-    assert found.keys() == golden.expected.keys()
-    for name, expected in golden.expected.items():
-        limit = FLOAT64 if dtype == torch.float64 else FLOAT32
-        if dtype == torch.float32 and name.endswith("energy") and "atom" not in name:
-            limit = FLOAT32_ENERGY
-        assert relative_error(found[name], expected) < limit, name
+    assert_reproduced(golden, found, dtype)
 
 
 @pytest.mark.proof
