@@ -24,8 +24,10 @@ from kdcache.config import StudentConfig, load_config
 from kdcache.distill.strategies import ANNEALED_TERMS, apply_strategy
 from kdcache.dump import DumpOptions, dump_teacher
 from kdcache.evaluate import Predictions, gap_closed, kept, predict_structures
+from kdcache.fit_scales import fit_scale_factors, sample_batches, write_scale_factors
 from kdcache.graphs import GraphRule
 from kdcache.ingest import ImportOptions, import_dataset
+from kdcache.models import build_model
 from kdcache.models.taps import Tap
 from kdcache.readers import ReadOptions, read_structures
 from kdcache.store import open_store
@@ -93,11 +95,28 @@ class Job:
         return f"{name}-labels{100 * self.labels:g}-seed{self.seed}"
 
 
-def student_config(study: Study, job: Job, teacher_fields: Collection[str]) -> StudentConfig:
+def scale_factors(recipe: str, directory: Path) -> list[str]:
+    """The setting of a GemNet-OC's scale factors, fitted once; none for other models."""
+    model = load_config(RECIPES / f"{recipe}.yaml").model
+    if model.name != "gemnet-oc":
+        return []
+    path = directory / f"{recipe}-scales.json"
+    if not path.is_file():
+        fresh = build_model({"name": model.name, **model.hyperparameters})
+        structures = open_store(directory / "features.zarr").structures("store")
+        batches = sample_batches(fresh, structures, n_structures=512, batch_size=32)
+        write_scale_factors(path, fit_scale_factors(fresh, batches, progress=bars), recipe)
+    return [f"model.scale_factors={path}"]
+
+
+def student_config(
+    study: Study, job: Job, directory: Path, teacher_fields: Collection[str]
+) -> StudentConfig:
     """The recipe with one strategy applied; the rest is the same for all, control included."""
     config = load_config(
         RECIPES / f"{study.student}.yaml",
         overrides=[
+            *scale_factors(study.student, directory),
             f"data.labels={job.labels}",
             f"training.seed={job.seed}",
             f"training.max_steps={job.steps}",
@@ -139,7 +158,7 @@ def run_one(study: Study, job: Job, data: Path, directory: Path) -> dict[str, An
     if report.is_file():
         return dict(json.loads(report.read_text()))
     torch.set_num_threads(1)
-    config = student_config(study, job, open_store(store).fields("teachers/teacher"))
+    config = student_config(study, job, directory, open_store(store).fields("teachers/teacher"))
     found: dict[str, Any] = {
         "strategy": job.strategy, "labels": job.labels, "seed": job.seed, "at": {},
     }  # fmt: skip
@@ -163,7 +182,8 @@ def make_store(study: Study, data: Path, directory: Path) -> Path:
     if open_store(store).teachers:
         return store
     if not (teacher / "finished").is_file():
-        config = load_config(RECIPES / f"{study.teacher}.yaml")
+        overrides = scale_factors(study.teacher, directory)
+        config = load_config(RECIPES / f"{study.teacher}.yaml", overrides=overrides)
         train_student(store, teacher, config, progress=bars)
         (teacher / "finished").touch()
     taps = [Tap.parse(text) for text in study.taps]
@@ -249,6 +269,7 @@ def run_study(
     directory: Path = given.output
     directory.mkdir(parents=True, exist_ok=True)
     store = make_store(study, given.data, directory)
+    scale_factors(study.student, directory)
     found = evaluated(study, given.data, directory / "teacher", store, "test")
     teacher = found.metrics().as_dict()
     jobs = [

@@ -26,8 +26,8 @@ from kdcache.progress import Progress, silent
 from kdcache.store import BlockPlan, GroupWriter, Store, TeacherEntry, add_teacher, open_store
 from kdcache.store.manifest import MANIFEST
 from kdcache.store.work import WORK, unfinished_groups
-from kdcache.stream.loader import WindowReader
 from kdcache.stream.neighbors import count_edges, further_neighbors, neighbors_for
+from kdcache.stream.reader import WindowReader
 from kdcache.stream.window import Array, Window, atom_bounded, make_batch
 from kdcache.teachers import Teacher
 

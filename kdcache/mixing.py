@@ -19,7 +19,7 @@ from kdcache.errors import ConfigError, DataError, IdentityError, TrainingError,
 from kdcache.origins import batch_parts, origin_weights, parent_ids
 from kdcache.selection import Selection, elements_of
 from kdcache.store import Store, open_store
-from kdcache.stream.loader import OPTIONAL
+from kdcache.stream.reader import OPTIONAL
 from kdcache.stream.sampler import BlockShuffle
 from kdcache.structures import IntArray
 

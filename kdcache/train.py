@@ -44,8 +44,9 @@ from kdcache.progress import Progress, silent
 from kdcache.selection import select
 from kdcache.store import Store, open_store
 from kdcache.stream.edges import check_edge_coverage
-from kdcache.stream.loader import Loader, WindowReader, sequential
+from kdcache.stream.loader import Loader
 from kdcache.stream.neighbors import further_neighbors, neighbors_for
+from kdcache.stream.reader import WindowReader, sequential
 from kdcache.structures import Batch
 from kdcache.student import build_potential, build_store_terms, stepping_student
 

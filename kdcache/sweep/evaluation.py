@@ -21,8 +21,8 @@ from kdcache.models.potential import Potential
 from kdcache.readers import ReadOptions, read_structures
 from kdcache.selection import select
 from kdcache.store import Store
-from kdcache.stream.loader import WindowReader, sequential
 from kdcache.stream.neighbors import further_neighbors, neighbors_for
+from kdcache.stream.reader import WindowReader, sequential
 from kdcache.structures import Batch, IntArray
 
 MAX_ATOMS = 4096

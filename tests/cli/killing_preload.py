@@ -1,7 +1,7 @@
 """What a killed dump would spend its time importing."""
 
 import kdcache.dump
-import kdcache.stream.loader
+import kdcache.stream.reader
 import kdcache.teachers.native
 import kdcache_cli.dump
 import kdcache_cli.main

@@ -17,8 +17,8 @@ from kdcache.graphs import GraphRule, neighbor_list
 from kdcache.ingest import ImportOptions, import_dataset
 from kdcache.readers import Dataset, ReadOptions, read_structures
 from kdcache.store.verify import verify_store
-from kdcache.stream.loader import WindowReader
 from kdcache.stream.neighbors import neighbors_for
+from kdcache.stream.reader import WindowReader
 from kdcache.stream.window import collate, make_batch
 from kdcache.structures import Structure
 from tests.readers.identity import assert_same, numbered_structure

@@ -16,8 +16,9 @@ from kdcache.fields import FieldSpec
 from kdcache.graphs import GraphRule
 from kdcache.store import Store, TeacherEntry, add_teacher, open_store
 from kdcache.stream.edges import check_edge_coverage
-from kdcache.stream.loader import Loader, WindowReader
+from kdcache.stream.loader import Loader
 from kdcache.stream.neighbors import neighbors_for
+from kdcache.stream.reader import WindowReader
 from kdcache.stream.sampler import BlockShuffle
 from kdcache.stream.window import collate, take_matched
 from kdcache.structures import Batch

@@ -14,8 +14,9 @@ import torch
 from kdcache.fields import FieldSpec
 from kdcache.graphs import GraphRule
 from kdcache.store import GroupWriter, Store, TeacherEntry, add_teacher, open_store
-from kdcache.stream.loader import Loader, WindowReader, sequential
+from kdcache.stream.loader import Loader
 from kdcache.stream.neighbors import BlockEdges, neighbors_for
+from kdcache.stream.reader import WindowReader, sequential
 from kdcache.stream.sampler import BlockShuffle
 from kdcache.stream.window import collate
 from kdcache.structures import Batch
