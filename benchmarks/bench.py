@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,38 @@ def write_json(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1, default=_plain) + "\n")
+
+
+def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: object) -> float:
+    """MB that a call adds at its peak to what was there before, in a process of its own.
+
+    Linux only: elsewhere there is no peak to reset.
+
+    Args:
+        prepare: of a module's top level; gives the call that is measured.
+        arguments: of `prepare`.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(_peak, prepare, arguments, torch.get_num_threads()).result()
+
+
+def _peak(
+    prepare: Callable[..., Callable[[], object]], arguments: tuple[object, ...], threads: int
+) -> float:
+    torch.set_num_threads(threads)
+    work = prepare(*arguments)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    work()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return float(line.split()[1]) / 1024.0
+    raise RuntimeError(f"/proc/self/status has no {field}")
 
 
 def _plain(value: Any) -> Any:

@@ -54,7 +54,7 @@ class Study:
         cutoff: Å, of the kept neighbour lists.
         max_force: eV/Å; structures above are left out everywhere.
         weights: λ by strategy on this teacher's features.
-        few_labels: settings that differ from the recipe where labels are few, by share of labels;
+        few_labels: settings that differ from the recipe, by share of labels;
             the same for control and students.
         normalise: of terms on hidden features; "rms" makes weights independent of their scale.
         taps: inner modules of the teacher that are stored as well.

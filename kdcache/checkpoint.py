@@ -197,6 +197,33 @@ def load_state(run: Path) -> State | None:
     return State(values.pop("step"), tensors, values)
 
 
+def state_to_go_on_from(run: Path, identity: Mapping[str, str], max_steps: int) -> State | None:
+    """The newest state of a run, None for a new one.
+
+    Args:
+        run: its directory.
+        identity: as for `check_identity`.
+        max_steps: of the run.
+
+    Raises:
+        TrainingError: of another configuration or other data, finished, or a model without a state.
+    """
+    state = load_state(run)
+    if state is not None:
+        check_identity(run, state, identity)
+        if state.step >= max_steps:
+            raise TrainingError(
+                f"{run} is finished: {state.step} of {max_steps} steps. Name another directory, or "
+                f"evaluate it."
+            )
+    elif (run / MODEL_CARD).exists():
+        raise TrainingError(
+            f"{run} holds a trained model but no checkpoint to go on from; training would "
+            f"overwrite it. Name another directory."
+        )
+    return state
+
+
 def check_identity(run: Path, state: State, wanted: Mapping[str, str]) -> None:
     """Refuse to go on with a state of another configuration or other data.
 

@@ -24,6 +24,7 @@ from kdcache.fields import GRAPH_FIELDS, Codec, FieldSpec
 from kdcache.ingest import ImportOptions, check_dataset, import_dataset
 from kdcache.progress import Progress, silent
 from kdcache.store import BlockPlan, GroupWriter, Store, TeacherEntry, add_teacher, open_store
+from kdcache.store.location import local_path
 from kdcache.store.manifest import MANIFEST
 from kdcache.store.work import WORK, unfinished_groups
 from kdcache.stream.neighbors import count_edges, further_neighbors, neighbors_for
@@ -136,7 +137,7 @@ def dump_teacher(
     """
     started = time.perf_counter()
     specs = choose_fields(teacher.field_specs(), options.fields, options.codec)
-    store = open_store(store_path)
+    store = open_store(local_path(store_path, "a dump"))
     neighbors = neighbors_for(
         store, teacher.graph_rule, graph_cache, threads=options.threads, progress=progress
     )
@@ -302,13 +303,15 @@ def open_or_import(
         StoreError: a new store is wanted, and there is one with teachers already.
         IdentityError: the store was made from other data.
     """
+    path = local_path(path, "a dump")
     # A spool beside a manifest: the import was killed while it cleaned up, and has that to do.
     cleaned = not (data and (path / WORK / "spool").is_dir())
     finished = (path / MANIFEST).is_file() and cleaned
     if not finished:
         if not new:
             open_store(path)  # says what is missing
-        return import_dataset(data, path, options, progress=progress).path
+        import_dataset(data, path, options, progress=progress)
+        return path
     store = open_store(path)
     # Killed between its manifest and the last cleaning up, a dump is gone on with as well.
     begun = f"teachers/{name}" in unfinished_groups(path)

@@ -8,7 +8,7 @@ sorted by target, then source, then shift.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -164,12 +164,28 @@ def restrict(
         structure_index: [n_atoms], the structure of each atom.
         rule: the narrower rule.
     """
+    lists = restrict_all(edge_index, edge_shift, positions, cell, structure_index, [rule])
+    return lists[0]
+
+
+def restrict_all(
+    edge_index: npt.NDArray[np.integer],
+    edge_shift: npt.NDArray[np.integer],
+    positions: FloatArray,
+    cell: FloatArray,
+    structure_index: npt.NDArray[np.integer],
+    rules: Sequence[GraphRule],
+) -> list[Edges]:
+    """As `restrict`, the lists of several rules for one measuring of the stored one."""
     source = edge_index[0].astype(np.int64)
     target = edge_index[1].astype(np.int64)
     shift = edge_shift.astype(np.int64)
     distance = _distances(source, target, shift, positions, cell, structure_index[target])
-    near = np.flatnonzero(distance <= rule.cutoff)
-    return _apply_rule(source[near], target[near], shift[near], distance[near], rule)
+    lists = []
+    for rule in rules:
+        near = np.flatnonzero(distance <= rule.cutoff)
+        lists.append(_apply_rule(source[near], target[near], shift[near], distance[near], rule))
+    return lists
 
 
 def _apply_rule(

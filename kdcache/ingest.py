@@ -30,6 +30,7 @@ from kdcache.spool import Spool, SpoolWriter, open_spool
 from kdcache.store import Store, create_store, open_store
 from kdcache.store.index import index_from_plan
 from kdcache.store.layout import plan_blocks
+from kdcache.store.location import is_url, local_path
 from kdcache.store.manifest import MANIFEST, DatasetEntry, GraphEntry, Licences
 from kdcache.store.work import WORK, StoreLock, unfinished_groups
 from kdcache.structures import IntArray, Structure, dataset_digest
@@ -94,7 +95,7 @@ def import_dataset(
         IdentityError: `output` is an unfinished store of another dataset.
     """
     options = options or ImportOptions()
-    output = Path(output)
+    output = local_path(output, "an import")
     check_fractions(options.split)
     dataset = sources if isinstance(sources, Dataset) else read_structures(sources, options.read)
     identity = _identity(dataset, options)
@@ -310,7 +311,8 @@ def _identity(dataset: Dataset, options: ImportOptions) -> dict[str, Any]:
         file = path / "manifest.json" if path.is_dir() else path
         # A store without manifest is refused in its own words when it is opened.
         status = file.stat() if file.exists() else None
-        files.append([path.name, status and status.st_size, status and status.st_mtime_ns])
+        name = str(path) if is_url(path) else path.name
+        files.append([name, status and status.st_size, status and status.st_mtime_ns])
     return {
         "files": files,
         "read": asdict(options.read),

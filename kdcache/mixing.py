@@ -8,7 +8,7 @@ Invariant: a structure made from one that is held out is never trained on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from kdcache.origins import batch_parts, origin_weights, parent_ids
 from kdcache.selection import Selection, elements_of
 from kdcache.store import Store, open_store
 from kdcache.stream.reader import OPTIONAL
-from kdcache.stream.sampler import BlockShuffle
+from kdcache.stream.sampler import BlockShuffle, Budget
 from kdcache.structures import IntArray
 
 log = logging.getLogger(__name__)
@@ -146,16 +146,29 @@ def _trainable(overlay: Store, store: Store, selection: Selection) -> IntArray:
 
 
 def plan_lanes(
-    store: Store, selection: Selection, overlays: Sequence[Overlay], config: StudentConfig
+    store: Store,
+    selection: Selection,
+    overlays: Sequence[Overlay],
+    config: StudentConfig,
+    count_edges: Callable[[Store], IntArray],
 ) -> list[Lane]:
     """One lane over all structures, or one each for labelled, unlabelled and overlaid ones.
 
+    Args:
+        store, selection, overlays: of the run.
+        config: sizes and shares of a batch.
+        count_edges: [n_structures] of a store, in the student's graph; asked where they are
+            limited.
+
     Raises:
         ConfigError: shares that do not fit a batch.
-        TrainingError: a lane without structures.
+        TrainingError: a lane without structures, or one that does not fit its part of a batch.
     """
     data, training = config.data, config.training
-    size, *sizes = batch_parts(training.batch_size, [o.settings.share for o in overlays])
+    limited = training.max_atoms is not None or training.max_edges is not None
+    # Of limits, parts are taken in 1,000,000ths.
+    whole = 1_000_000 if limited else training.batch_size
+    size, *sizes = batch_parts(whole, [o.settings.share for o in overlays])
     n_labelled, share = len(selection.train_labelled), data.labelled_share or 0.0
     has_terms = any(not term.weight.is_zero for term in config.terms)
     parts: list[tuple[Overlay | None, IntArray, int]]
@@ -172,22 +185,28 @@ def plan_lanes(
             (None, selection.train_unlabelled, size - labelled),
         ]
     parts += [(o, o.rows, n) for o, n in zip(overlays, sizes, strict=True)]
-    samplers = [
-        (
-            overlay,
-            BlockShuffle(
-                (overlay.store if overlay else store).index.block,
-                rows,
-                batch_size=n,
-                seed=training.seed + k,
-            ),
+
+    def sampler(source: Store, rows: IntArray, n: int, seed: int) -> BlockShuffle:
+        if not limited:
+            return BlockShuffle(source.index.block, rows, batch_size=n, seed=seed)
+        budget = Budget.of(
+            source.index.n_atoms,
+            None if training.max_edges is None else count_edges(source),
+            max_atoms=training.max_atoms,
+            max_edges=training.max_edges,
+            share=n / whole,
         )
+        return BlockShuffle(source.index.block, rows, budget=budget, seed=seed)
+
+    samplers = [
+        (overlay, sampler(overlay.store if overlay else store, rows, n, training.seed + k))
         for k, (overlay, rows, n) in enumerate(parts)
         if n
     ]
     if not overlays:
         return [Lane(sampler, None, None) for _, sampler in samplers]
-    # What a batch really holds: a store smaller than its part gives less.
+    # What a batch really holds: a store smaller than its part gives less. Cut by atoms or edges,
+    # what it holds in the mean.
     total = sum(sampler.batch_size for _, sampler in samplers)
     shares = [sampler.batch_size / total for _, sampler in samplers]
     ratios = [overlay.settings.ratio if overlay else 1.0 for overlay, _ in samplers]
@@ -205,7 +224,7 @@ def steps_per_epoch(lanes: Sequence[Lane]) -> int:
     """
     if any(lane.overlay for lane in lanes):
         n_structures = sum(len(lane.sampler.rows) for lane in lanes)
-        return max(1, n_structures // sum(lane.sampler.batch_size for lane in lanes))
+        return max(1, int(n_structures // sum(lane.sampler.batch_size for lane in lanes)))
     return max(lane.sampler.steps_per_epoch for lane in lanes)
 
 

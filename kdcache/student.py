@@ -143,8 +143,18 @@ def build_store_terms(
 
 
 def stepping_student(potential: Potential, config: StudentConfig) -> Callable[[Batch], ModelOutput]:
-    """What training calls on a batch: the potential, compiled or with its taps where asked for."""
+    """What training calls on a batch: the potential, compiled or with its taps where asked for.
+
+    Raises:
+        ConfigError: a student whose forces are gradients is to be compiled.
+    """
     if config.training.compile:
+        if potential.model.conservative:
+            raise ConfigError(
+                f"training.compile is on, and the forces of {potential.model.name} are gradients: "
+                "a loss on them differentiates twice, which compiled code cannot. Leave compile "
+                "out, or take direct forces where the model has them."
+            )
         return torch.compile(potential, dynamic=True)
     taps = student_taps(config.terms)
     return TappedPotential(potential, taps) if taps else potential

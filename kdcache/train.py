@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,22 @@ from torch import Tensor, nn
 from kdcache.checkpoint import (
     MODEL_CARD,
     State,
-    check_identity,
     check_run_directory,
     load_optimizer_state,
-    load_state,
     optimizer_state,
     save_potential,
     save_state,
+    state_to_go_on_from,
     write_text,
 )
 from kdcache.config import StudentConfig, dump_config
 from kdcache.devices import find_device
 from kdcache.distill.losses import GroundTruthLoss
-from kdcache.distill.schedules import Clock, weight_at
+from kdcache.distill.schedules import Clock
+from kdcache.distill.shared import check_shareable, part_counts
+from kdcache.distributed import ALONE, World, connected, launched
 from kdcache.errors import TrainingError
-from kdcache.evaluate import Metrics, predict_batches
+from kdcache.evaluate import Metrics
 from kdcache.logbook import Logbook
 from kdcache.mixing import Lane, check_teachers, open_overlays, plan_lanes, steps_per_epoch
 from kdcache.optim import ExponentialAverage, LearningRate, build_optimizer
@@ -45,10 +47,12 @@ from kdcache.selection import select
 from kdcache.store import Store, open_store
 from kdcache.stream.edges import check_edge_coverage
 from kdcache.stream.loader import Loader
-from kdcache.stream.neighbors import further_neighbors, neighbors_for
-from kdcache.stream.reader import WindowReader, sequential
-from kdcache.structures import Batch
+from kdcache.stream.neighbors import count_edges, further_neighbors, neighbors_for
+from kdcache.stream.reader import WindowReader
+from kdcache.stream.transfer import on_device, pinning
+from kdcache.structures import Batch, IntArray
 from kdcache.student import build_potential, build_store_terms, stepping_student
+from kdcache.validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +66,8 @@ class TrainingResult:
         steps: taken in all.
         seconds: spent stepping, over all parts of the run.
         structures_per_second: trained on, waiting and validation left out.
-        validation: errors of the kept model, None without validation structures.
+        validation: errors of the kept model, None without validation structures, and for all but
+            the first of several processes.
     """
 
     run: Path
@@ -104,30 +109,23 @@ def train_student(
     check_run_directory(run)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
+    world = launched()
+    device = find_device(world.device_name(config.training.device), "training.device")
     store = open_store(store_path)
-    state = load_state(run)
-    # Refused before neighbours are searched or anything is written.
-    if state is not None:
-        check_identity(run, state, run_identity(config, store))
-        if state.step >= config.training.max_steps:
-            raise TrainingError(
-                f"{run} is finished: {state.step} of {config.training.max_steps} steps. Name "
-                f"another directory, or evaluate it."
-            )
-    elif (run / MODEL_CARD).exists():
-        raise TrainingError(
-            f"{run} holds a trained model but no checkpoint to go on from; training would "
-            f"overwrite it. Name another directory."
-        )
-    trainer = Trainer(store, run, config, graph_cache or run / "graph", progress)
-    run.mkdir(parents=True, exist_ok=True)
-    if state is not None:
-        trainer.restore(state)
-    else:
-        # A run killed before its first checkpoint is gone on with, too.
-        save_state(run, trainer.state())
-    write_text(run / "config.yaml", dump_config(config))
-    return trainer.run_steps(stop_after)
+    with connected(world, device) as world:
+        state = state_to_go_on_from(run, run_identity(config, store), config.training.max_steps)
+        world.check_same(state.step if state else 0, f"{run} at step")
+        shown = progress if world.is_first else silent
+        trainer = Trainer(store, run, config, graph_cache or run / "graph", shown, world)
+        run.mkdir(parents=True, exist_ok=True)
+        if state is not None:
+            trainer.restore(state)
+        elif world.is_first:
+            # A run killed before its first checkpoint is gone on with, too.
+            save_state(run, trainer.state())
+        if world.is_first:
+            write_text(run / "config.yaml", dump_config(config))
+        return trainer.run_steps(stop_after)
 
 
 def run_identity(config: StudentConfig, store: Store) -> dict[str, str]:
@@ -149,38 +147,47 @@ class Trainer:
         config: StudentConfig,
         graph_cache: Path,
         progress: Progress,
+        world: World = ALONE,
     ) -> None:
         self.store = store
         self.run = run
         self.config = config
         self.graph_cache = graph_cache
         self.progress = progress
+        self.world = world
         training = config.training
-        self.device = find_device(training.device, "training.device")
+        self.device = find_device(world.device_name(training.device), "training.device")
         self.dtype = torch.float64 if training.precision == "float64" else torch.float32
         self.selection = select(store, config.data)
         self.overlays = open_overlays(store, self.selection, config)
-        self.lanes = plan_lanes(store, self.selection, self.overlays, config)
+        self.potential = build_potential(store, config, self.selection)
+        self.lanes = plan_lanes(store, self.selection, self.overlays, config, self._count_edges)
         self.samplers = [lane.sampler for lane in self.lanes]
         clock = Clock(training.max_steps, steps_per_epoch(self.lanes))
-        self.potential = build_potential(store, config, self.selection)
         self.potential.to(self.device, self.dtype)
         self.terms = build_store_terms(store, config, self.potential, clock)
         self.terms.to(self.device, self.dtype)
         check_teachers(store, self.overlays, self.terms.required_fields)
         self.truth = GroundTruthLoss(config.loss, clock)
+        if world.size > 1:
+            check_shareable(self.truth, self.terms)
+            world.check_batches(config.training, sum(one.fewest for one in self.samplers))
         self.parameters = [*self.potential.parameters(), *self.terms.parameters()]
         self.optimizer = build_optimizer([self.potential, self.terms], config.optimizer)
         self.rate = LearningRate(config.schedule, config.optimizer.lr, clock)
         self.average = ExponentialAverage(self.potential.model, config.ema)
-        self.reader = self._reader(store, labelled=self.selection.labelled)
-        self.stream = [(self._lane_reader(lane), lane.sampler) for lane in self.lanes]
+        with world.first_then_others():
+            self.reader = self._reader(store, labelled=self.selection.labelled)
+            self.stream = [(self._lane_reader(lane), lane.sampler) for lane in self.lanes]
         self.stepped = stepping_student(self.potential, config)
+        rows = self.selection.validation
+        self.validation = Validation(
+            self.potential, self.average, self.reader, rows, config.loss, clock
+        )
         self.clock = clock
         self.step = 0
         self.seconds = 0.0
         self.best = float("inf")
-        self._validation: list[Batch] | None = None
         self._sums: dict[str, Tensor] = {}
         self._summed: dict[str, int] = {}
 
@@ -188,14 +195,21 @@ class Trainer:
         """All steps that are left, or those up to `stop_after`."""
         settings = self.config.training
         last = settings.max_steps if stop_after is None else min(stop_after, settings.max_steps)
+        world = self.world
         with (
-            Logbook(self.run, step=self.step, tensorboard=settings.tensorboard) as logbook,
-            Loader(self.stream, start_step=self.step) as loader,
+            self._logbook() as logbook,
+            Loader(
+                self.stream,
+                start_step=self.step,
+                rank=world.rank,
+                n_processes=world.size,
+                finish=pinning(self.device),
+            ) as loader,
             self.progress(f"train {self.run.name}", settings.max_steps, "steps") as advance,
         ):
             advance(self.step)
             started = time.perf_counter()
-            batches = iter(loader)
+            batches = on_device(loader, self.device, self.dtype)
             while self.step < last:
                 self._take_step(next(batches))
                 note = ""
@@ -206,8 +220,9 @@ class Trainer:
                 advance(1, note=note)
                 if self.step % settings.checkpoint_every == 0 or self.step == last:
                     self.seconds += time.perf_counter() - started
-                    self._check_finite()
-                    save_state(self.run, self.state())
+                    self._collect()
+                    if world.is_first:
+                        save_state(self.run, self.state())
                     started = time.perf_counter()
         if self.step < settings.max_steps:
             return None
@@ -215,16 +230,20 @@ class Trainer:
 
     def _take_step(self, batch: Batch) -> None:
         self.rate.apply(self.optimizer, self.step)
-        batch = batch.to(self.device, self.dtype)
+        shares = None
+        if self.world.size > 1:
+            shares = self.world.shares(part_counts(self.truth, self.terms, batch, self.step))
         with torch.autocast(
             self.device.type,
             torch.bfloat16,
             enabled=self.config.training.precision == "bf16",
         ):
             output = self.stepped(batch)
-        loss = self.truth(output, batch, self.step) + self.terms(output, batch, self.step)
+        loss = self.truth(output, batch, self.step, shares)
+        loss += self.terms(output, batch, self.step, shares)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
+        self.world.sum_gradients(self.parameters)
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()
@@ -235,26 +254,33 @@ class Trainer:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._summed[name] = self._summed.get(name, 0) + 1
 
-    def _evaluate(self, logbook: Logbook) -> str:
-        """Log a row, keep the model if it is the best so far; the note for the bar."""
+    def _evaluate(self, logbook: Logbook | None) -> str:
+        """Let the first process validate and log while the others wait; the note for the bar."""
+        self._collect()
+        note, score = ("", 0.0) if logbook is None else self._report(logbook)
+        self._sums, self._summed = {}, {}
+        score = self.world.from_first(score)
+        if len(self.selection.validation):
+            self.rate.observe(score)
+        return note
+
+    def _report(self, logbook: Logbook) -> tuple[str, float]:
+        """Log a row, keep the model if it is the best so far; the note for the bar, the score."""
         row: dict[str, float] = {
             "step": self.step,
             "epoch": self.step / (self.clock.steps_per_epoch or 1),
             "lr": self.rate.at(self.step - 1),
             "seconds": self.seconds,
         }
-        self._check_finite()
         means = {name: float(value) / self._summed[name] for name, value in self._sums.items()}
-        self._sums, self._summed = {}, {}
         row |= {f"train_{name}": value for name, value in means.items()}
         row |= {f"lambda_{k}": v for k, v in self.terms.weights(self.step - 1).items()}
         note = f"loss {means['loss']:.4g}"
-        metrics = self.validate()
+        metrics = self.validation.metrics()
         score = 0.0
         if metrics is not None:
             row |= {f"val_{name}": value for name, value in metrics.as_dict().items()}
-            score = self._score(metrics)
-            self.rate.observe(score)
+            score = self.validation.score(metrics)
             note = f"E {metrics.energy_mae_mev:.1f} meV  F {metrics.force_mae_mev_per_a:.1f} meV/Å"
         if metrics is None or score < self.best:
             self.best = score
@@ -262,10 +288,14 @@ class Trainer:
                 save_potential(self.run, self.potential, self._notes(metrics))
         logbook.add(row)
         log.info("%s step %d: %s", self.run.name, self.step, note)
-        return note
+        return note, score
 
-    def _check_finite(self) -> None:
-        """Looked at only now and then: asking at every step would wait for the device."""
+    def _collect(self) -> None:
+        """Bring what was summed since the last row to the first process, and see it is finite.
+
+        Now and then only: asking at every step would wait for the device.
+        """
+        self._sums = self.world.totals(self._sums)
         for name, value in self._sums.items():
             if not torch.isfinite(value):
                 raise TrainingError(
@@ -273,38 +303,11 @@ class Trainer:
                     f"recover. Start anew with a lower optimizer.lr (it is "
                     f"{self.config.optimizer.lr:g}) or clip_norm (it is {self.config.clip_norm})."
                 )
+        self._keep_sums_at_first()
 
-    def validate(self) -> Metrics | None:
-        """Errors of the averaged weights on the validation structures."""
-        if not len(self.selection.validation):
-            return None
-        if self._validation is None:
-            reader = replace(self.reader, teacher_fields=(), labelled=None)
-            rows = self.selection.validation
-            self._validation = [
-                batch.to(self.device, self.dtype) for batch in sequential(reader, rows, 4096)
-            ]
-        self.potential.eval()
-        with self.average.swapped():
-            free = self.config.loss.free_atoms_only
-            found = predict_batches(self.potential, self._validation, free_atoms_only=free)
-            metrics = found.metrics()
-        self.potential.train()
-        return metrics
-
-    def _score(self, metrics: Metrics) -> float:
-        """What "best" means: validation MAEs in the proportion the loss ends with."""
-        end = self.config.training.max_steps
-        loss = self.config.loss
-        energy = weight_at(loss.energy_weight, end, self.clock)
-        forces = weight_at(loss.forces_weight, end, self.clock)
-        if not (energy or forces):
-            # Taught by a teacher alone: a score of 0 throughout would keep the first model.
-            energy = forces = 1.0
-        energy_error = metrics.energy_mae_mev
-        if loss.energy_per_atom:
-            energy_error = metrics.energy_mae_mev_per_atom
-        return energy * energy_error + forces * metrics.force_mae_mev_per_a
+    def _keep_sums_at_first(self) -> None:
+        if not self.world.is_first:
+            self._sums = {name: torch.zeros_like(value) for name, value in self._sums.items()}
 
     def state(self) -> State:
         """Everything the next steps depend on."""
@@ -336,11 +339,23 @@ class Trainer:
         load_optimizer_state(self.optimizer, state.tensors["optimizer"], state.values["optimizer"])
         self.rate.load_state_dict(state.values["rate"])
         self._sums = {k: v.to(self.device) for k, v in state.tensors.get("sums", {}).items()}
+        self._keep_sums_at_first()
         self._summed = state.values["summed"]
         self.seconds = state.values["seconds"]
         best = state.values["best"]
         self.best = float("inf") if best is None else best
         self.step = state.step
+
+    def _logbook(self) -> AbstractContextManager[Logbook | None]:
+        if not self.world.is_first:
+            return nullcontext()
+        tensorboard = self.config.training.tensorboard
+        return Logbook(self.run, step=self.step, tensorboard=tensorboard)
+
+    def _count_edges(self, store: Store) -> IntArray:
+        rule, cache = self.potential.graph_rule, self.graph_cache
+        with self.world.first_then_others():
+            return count_edges(store, neighbors_for(store, rule, cache, progress=self.progress))
 
     def _reader(self, store: Store, **settings: Any) -> WindowReader:
         potential, cache, progress = self.potential, self.graph_cache, self.progress
@@ -354,6 +369,7 @@ class Trainer:
             teacher_fields=self.terms.required_fields,
             references=potential.references,
             dtype=np.float64 if self.dtype == torch.float64 else np.float32,
+            keep_half=self.device.type == "cuda",
             **settings,
         )
 
@@ -369,8 +385,10 @@ class Trainer:
         return notes if metrics is None else {**notes, "validation": metrics.as_dict()}
 
     def _finish(self) -> TrainingResult:
-        notes = json.loads((self.run / MODEL_CARD).read_text())["notes"]
-        metrics = Metrics(**notes["validation"]) if "validation" in notes else None
+        metrics = None
+        if self.world.is_first:
+            notes = json.loads((self.run / MODEL_CARD).read_text())["notes"]
+            metrics = Metrics(**notes["validation"]) if "validation" in notes else None
         structures = self.step * sum(sampler.batch_size for sampler in self.samplers)
         return TrainingResult(
             run=self.run,

@@ -12,6 +12,9 @@ import pytest
 if TYPE_CHECKING:
     from kdcache.store import Store
 
+# Some virtual machines name AMX among their instructions without enabling it, which kills torch's
+# bfloat16 products. Read by oneDNN at the first product.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
 
 # A loaded machine takes its time: what is slow is not wrong.
 hypothesis.settings.register_profile("patient", deadline=None)

@@ -152,6 +152,19 @@ def test_labelled_structures_have_at_least_their_share_of_a_batch(
             assert rows[1] == set(made.selection.train_unlabelled.tolist())
 
 
+def test_labelled_structures_have_their_share_of_a_batchs_atoms(
+    store: Store, tmp_path: Path
+) -> None:
+    settings = ("training.max_atoms=50", "data.labels=0.3", "data.labelled_share=0.6")
+    made = trainer(store, tmp_path, student(*settings, strategy="n2n"))
+    assert len(made.samplers) == 2
+    assert made.clock.steps_per_epoch == max(s.steps_per_epoch for s in made.samplers)
+    for step in range(3 * int(made.clock.steps_per_epoch)):
+        atoms = [store.index.n_atoms[s.batch_rows(step)].sum() for s in made.samplers]
+        assert atoms[0] <= 30
+        assert atoms[1] <= 20
+
+
 def test_a_store_without_any_label_is_taught_by_its_teacher(tmp_path: Path) -> None:
     store = make_store(tmp_path, 24, unlabelled=range(24))
     dump(store, make_teacher(tmp_path))

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kdcache.errors import ConfigError
-from kdcache_cli.dump import names, report_dump
+from kdcache_cli.dumped import names, report_dump
 from kdcache_cli.options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,

@@ -8,7 +8,14 @@ from typing import Any
 import click
 
 from kdcache.errors import ConfigError
-from kdcache_cli.options import AT_LEAST_ONE, read_options, reading_options, refuse_runs
+from kdcache_cli.options import (
+    AT_LEAST_ONE,
+    read_options,
+    reading_options,
+    refuse_runs,
+    store_cache_options,
+    store_or_address,
+)
 from kdcache_cli.progress import bars
 from kdcache_cli.tables import table
 
@@ -16,8 +23,8 @@ SHOWN = 20
 
 
 @click.command("compare")
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=store_or_address)
+@click.argument("b", type=store_or_address)
 @click.option("--data", multiple=True, help="Structures for two runs: files, globs or a store.")
 @click.option(
     "--baseline",
@@ -45,8 +52,9 @@ SHOWN = 20
     show_default=True,
     help="Directory for cka.csv and cka.png.",
 )
+@store_cache_options
 @reading_options
-def compare_command(a: Path, b: Path, **values: Any) -> None:
+def compare_command(a: Path | str, b: Path | str, **values: Any) -> None:
     """Similarity (linear CKA) of all layers of A with all layers of B, stores or runs.
 
     Without --tap, every block of a run is a layer.

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from kdcache.errors import ConfigError
+from kdcache_cli.dumped import names, report_dump
 from kdcache_cli.options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
@@ -18,7 +19,6 @@ from kdcache_cli.options import (
     teacher_options,
 )
 from kdcache_cli.progress import bars
-from kdcache_cli.tables import size, table
 
 LAYOUT = (
     "seed", "no_graph", "block_atoms", "shard_blocks", "licence_structures", "licence_labels",
@@ -126,36 +126,9 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
     click.echo(report_dump(report))
 
 
-def names(text: str | None) -> list[str] | None:
-    """Names by comma; None where none were given."""
-    if text is None:
-        return None
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _refuse_layout(context: click.Context) -> None:
     """An existing store has its order, layout and licences already: these would be ignored."""
     for option in LAYOUT:
         if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
             flag = "--" + option.replace("_", "-")
             raise ConfigError(f"{flag} is decided with a new store (-o). Leave it out with --into.")
-
-
-def report_dump(report: Any) -> str:
-    """What was kept of a teacher, with its errors, and how fast."""
-    rows = []
-    for name, entry in report.entry.fields.items():
-        error = report.entry.errors[name]
-        odd = [f"{error.clipped} clipped"] if error.clipped else []
-        odd += [f"{error.nonfinite} not finite"] if error.nonfinite else []
-        shape = "×".join(map(str, entry.shape)) or "1"
-        shown = ", ".join([f"{error.relative:.1e}", *odd])
-        rows.append([name, entry.level, shape, entry.codec, shown])
-    rate = report.computed / report.seconds if report.seconds else 0.0
-    return "\n".join(
-        [
-            table(["field", "level", "shape", "codec", "relative error"], rows),
-            f"{report.n_structures} structures, {report.n_atoms} atoms, {size(report.n_bytes)}; "
-            f"{report.computed} computed in {report.seconds:.1f} s ({rate:.0f} structures/s)",
-        ]
-    )

@@ -14,6 +14,7 @@ from kdcache_cli.options import (
     read_options,
     reading_options,
     refuse_runs,
+    store_cache_options,
     write_report,
 )
 from kdcache_cli.progress import bars
@@ -23,6 +24,7 @@ from kdcache_cli.tables import table
 @click.command("evaluate")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("data", nargs=-1, required=True)
+@store_cache_options
 @reading_options
 @click.option(
     "--split",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,6 +58,55 @@ def read_options(values: dict[str, Any]) -> Any:
     keys = [name.removeprefix("--").replace("-", "_") for name, _ in READING]
     flags = ["unlabelled", "allow_pickle"]
     return ReadOptions(**{key: values.pop(key) for key in [*keys, *flags]})
+
+
+def store_or_address(text: str) -> Path | str:
+    """The type of an argument that names a store: a path, or https://, s3://, gs://, az://."""
+    from kdcache.store.location import store_location
+
+    return store_location(text)
+
+
+def store_cache_options(command: F) -> F:
+    """`--store-cache` and `--store-cache-size`, for every store the command opens.
+
+    They go by the environment, which processes of a sweep inherit.
+    """
+    for name, variable, metavar, text in STORE_CACHE:
+        command = click.option(
+            name,
+            metavar=metavar,
+            help=f"{text} Also {variable}.",
+            callback=partial(_set_variable, variable),
+            expose_value=False,
+        )(command)
+    return command
+
+
+STORE_CACHE = (
+    (
+        "--store-cache-size",
+        "KDCACHE_STORE_CACHE_SIZE",
+        "SIZE",
+        "At most so much of it, e.g. 500MB (default: 20GB).",
+    ),
+    ("--store-cache", "KDCACHE_STORE_CACHE", "DIR", "Keep files of a remote store here."),
+)
+
+
+def _set_variable(variable: str, ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is None:
+        return
+    before = os.environ.get(variable)
+    os.environ[variable] = value
+
+    def restore() -> None:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+    ctx.call_on_close(restore)
 
 
 TEACHER = (

@@ -9,14 +9,21 @@ from typing import Any
 
 import click
 
-from kdcache_cli.options import read_options, reading_options, refuse_runs
+from kdcache_cli.options import (
+    read_options,
+    reading_options,
+    refuse_runs,
+    store_cache_options,
+    store_or_address,
+)
 from kdcache_cli.progress import bars
 
 
 @click.command("inspect")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=store_or_address)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def inspect_command(store: Path, as_json: bool) -> None:
+@store_cache_options
+def inspect_command(store: Path | str, as_json: bool) -> None:
     """What STORE holds: counts, fields, teachers, licences, identity. Reads no features."""
     from kdcache.store import describe_store, format_description
 
@@ -28,10 +35,11 @@ def inspect_command(store: Path, as_json: bool) -> None:
 
 
 @click.command("verify")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=store_or_address)
 @click.option("--data", multiple=True, help="Also check that the store was made from this dataset.")
+@store_cache_options
 @reading_options
-def verify_command(store: Path, data: tuple[str, ...], **values: Any) -> None:
+def verify_command(store: Path | str, data: tuple[str, ...], **values: Any) -> None:
     """Check every digest, checksum and count of STORE; exit 2 when something is wrong.
 
     \b

@@ -9,7 +9,13 @@ from typing import Any
 
 import click
 
-from kdcache_cli.options import AT_LEAST_ONE, read_options, reading_options, refuse_runs
+from kdcache_cli.options import (
+    AT_LEAST_ONE,
+    read_options,
+    reading_options,
+    refuse_runs,
+    store_cache_options,
+)
 from kdcache_cli.progress import bars
 from kdcache_cli.tables import table
 
@@ -29,6 +35,7 @@ from kdcache_cli.tables import table
     "--split", type=click.Choice(["val", "test"]), help="Errors on this split of the store."
 )
 @click.option("--data", multiple=True, help="Errors on these files instead.")
+@store_cache_options
 @reading_options
 def sweep_command(file: Path, output: Path, **values: Any) -> None:
     """Train and evaluate every run of the grid in FILE, and print one table.

@@ -9,7 +9,13 @@ from typing import Any
 import click
 
 from kdcache.errors import ConfigError, IdentityError
-from kdcache_cli.options import AT_LEAST_ONE, read_options, reading_options, refuse_runs
+from kdcache_cli.options import (
+    AT_LEAST_ONE,
+    read_options,
+    reading_options,
+    refuse_runs,
+    store_cache_options,
+)
 from kdcache_cli.progress import bars
 
 
@@ -42,6 +48,7 @@ from kdcache_cli.progress import bars
 @click.option("--check-data", multiple=True, help="Refuse unless the store is of this dataset.")
 @click.option("--graph-cache", type=click.Path(path_type=Path), help="Shared neighbour lists.")
 @click.option("--stop-after", type=AT_LEAST_ONE, help="Leave after this step, with a checkpoint.")
+@store_cache_options
 @reading_options
 def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     """Train a model on DATA, a store with a teacher's features. Without a strategy or terms it
@@ -53,10 +60,16 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     kdcache train-student data.zarr -o teacher --preset painn
     kdcache train-student features.zarr -o student --preset painn-small --strategy n2n
     kdcache train-student features.zarr -o student --strategy n2n --with rattled.zarr
+
+    Several processes, a GPU each, share every batch and end where one would:
+
+    \b
+    torchrun --nproc-per-node 4 --no-python kdcache train-student features.zarr -o student …
     """
     from kdcache.checkpoint import check_run_directory
     from kdcache.config import StudentConfig, load_config
     from kdcache.distill.strategies import apply_strategy
+    from kdcache.distributed import launched
     from kdcache.ingest import check_dataset
     from kdcache.selection import n_trained_on
     from kdcache.store import open_store
@@ -106,6 +119,8 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
         stop_after=values["stop_after"],
         progress=bars,
     )
+    if not launched().is_first:
+        return
     if result is None:
         click.echo(f"{output}: stopped. The same command without --stop-after goes on.")
         return
@@ -121,14 +136,21 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     click.echo(line)
 
 
-def as_store(data: list[str], imported: Path, read: Any) -> Path:
+def as_store(data: list[str], imported: Path, read: Any) -> Path | str:
     """The store that DATA is, or one imported from its files beside the run."""
+    from kdcache.distributed import launched
     from kdcache.ingest import ImportOptions, check_dataset, import_dataset
     from kdcache.readers import read_structures
     from kdcache.store import open_store
+    from kdcache.store.location import is_url
 
-    if len(data) == 1 and Path(data[0]).is_dir():
+    if len(data) == 1 and (is_url(data[0]) or Path(data[0]).is_dir()):
         return open_store(data[0]).path
+    if launched().size > 1:
+        raise ConfigError(
+            f"{data[0]} is no store, and each of {launched().size} processes would import it. Run "
+            f"kdcache import first, and train from the store."
+        )
     read_structures(data, read)  # says what is missing before anything is made
     if (imported / "manifest.json").is_file() and not (imported / ".work").exists():
         try:
@@ -149,7 +171,7 @@ def preset_layer(name: str | None, n_structures: int) -> dict[str, object] | Non
 
 
 def of_teacher(
-    store: Path, student: str, teacher: str | None, published: str | None
+    store: Path | str, student: str, teacher: str | None, published: str | None
 ) -> dict[str, Any]:
     """What a strategy takes from a teacher in a store: the row of published weights, its fields."""
     from kdcache.distill.published import DEFAULT_PAIR, nearest_pair, parse_pair

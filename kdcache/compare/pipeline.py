@@ -23,6 +23,7 @@ from kdcache.models.taps import Tap
 from kdcache.progress import Progress, silent
 from kdcache.readers import ReadOptions, read_structures
 from kdcache.store import Store, open_store
+from kdcache.store.location import is_url
 from kdcache.store.records import iterate_structures
 from kdcache.stream.window import atom_bounded
 from kdcache.structures import Structure
@@ -191,15 +192,18 @@ def write_csv(comparison: Comparison, path: Path) -> None:
 
 
 def _open(path: str | Path, taps: Sequence[Tap], device: str) -> StoreSide | RunSide:
-    path = Path(path)
-    if not (path / "manifest.json").is_file():
-        return RunSide(path, taps, device)
+    if not _is_store(path):
+        return RunSide(Path(path), taps, device)
     if taps:
         raise ConfigError(
             f"{path} is a store, and a tap listens to a model. Leave {taps[0].field} out, or dump "
             f"the teacher with it (kdcache dump-teacher --tap)."
         )
     return StoreSide(open_store(path))
+
+
+def _is_store(path: str | Path) -> bool:
+    return is_url(path) or (Path(path) / "manifest.json").is_file()
 
 
 def _check_control(student: Side, control: Side) -> None:
@@ -226,7 +230,7 @@ def _source(sides: Sequence[Side], data: Sequence[str], read: ReadOptions) -> St
     """Where structures come from, everything that holds some checked against it."""
     stores = [side.store for side in sides if isinstance(side, StoreSide)]
     given: _Dataset | None = None
-    if len(data) == 1 and (Path(data[0]) / "manifest.json").is_file():
+    if len(data) == 1 and _is_store(data[0]):
         stores.append(open_store(data[0]))
     elif data:
         given = _Dataset(list(read_structures(list(data), read)))

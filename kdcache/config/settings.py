@@ -214,7 +214,15 @@ class TrainingConfig(Section):
     """Length, batches, rhythm and machine."""
 
     max_steps: int = Field(default=20_000, ge=1, description="optimizer steps")
-    batch_size: int = Field(default=32, ge=1, description="structures")
+    batch_size: int = Field(default=32, ge=1, description="structures, of all processes together")
+    max_atoms: int | None = Field(
+        default=None,
+        ge=1,
+        description="atoms in a batch of all processes together; batch_size does not count then",
+    )
+    max_edges: int | None = Field(
+        default=None, ge=1, description="edges likewise; with max_atoms, whichever is reached first"
+    )
     eval_every: int = Field(default=1_000, ge=1, description="steps between evaluations")
     checkpoint_every: int = Field(default=1_000, ge=1, description="steps between checkpoints")
     seed: int = Field(default=0, ge=0, description="of weights, projections and batches")

@@ -7,14 +7,14 @@ Invariant: a batch without any label gives a loss of exactly 0 and gradients of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, cast
+from typing import Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from kdcache.config import LossConfig, WeightSchedule
+from kdcache.config import LossConfig
 from kdcache.distill.schedules import Clock, weight_at
 from kdcache.errors import ConfigError, ShapeError
 from kdcache.fields import Level, Symmetry
@@ -59,23 +59,30 @@ class Traits:
         relational: it compares how rows relate, so the two sides may differ in channels.
         level: the only level whose rows it takes; None for any.
         symmetry: the only symmetry it takes; None for any.
+        mean_over: what it is a mean of, each weighing as much as its rows do; None where it is no
+            mean, so that parts of a batch do not add up to the whole.
     """
 
     relational: bool = False
     level: Level | None = None
     symmetry: Symmetry | None = None
+    mean_over: Literal["rows", "edges", "structures"] | None = "rows"
 
 
 L = TypeVar("L", bound=LossFunction)
 
 
 def traits(
-    *, relational: bool = False, level: Level | None = None, symmetry: Symmetry | None = None
+    *,
+    relational: bool = False,
+    level: Level | None = None,
+    symmetry: Symmetry | None = None,
+    mean_over: Literal["rows", "edges", "structures"] | None = "rows",
 ) -> Callable[[L], L]:
     """A decorator that gives a loss function its `Traits`; without it a loss has the defaults."""
 
     def mark(loss: L) -> L:
-        vars(loss)["traits"] = Traits(relational, level, symmetry)
+        vars(loss)["traits"] = Traits(relational, level, symmetry, mean_over)
         return loss
 
     return mark
@@ -106,6 +113,7 @@ def huber(prediction: Tensor, target: Tensor, rows: Rows = ALL_EQUAL) -> Tensor:
     return _mean(values, rows.weight)
 
 
+@traits(mean_over=None)
 def rmse_mae(prediction: Tensor, target: Tensor, rows: Rows = ALL_EQUAL) -> Tensor:
     """Root mean square difference plus mean absolute difference.
 
@@ -168,6 +176,10 @@ def compare(
     return loss(prediction.to(dtype), target.to(dtype), Rows(weight, rows.batch))
 
 
+# By part of a loss: what this process's mean contributes to that of the whole batch.
+Shares = Mapping[str, Tensor]
+
+
 @dataclass(slots=True)
 class Loss:
     """A weighted sum and what it is made of.
@@ -183,6 +195,12 @@ class Loss:
 
     def __add__(self, other: Loss) -> Loss:
         return Loss(self.total + other.total, {**self.parts, **other.parts})
+
+    def add(self, name: str, weight: float, value: Tensor, shares: Shares | None) -> Loss:
+        """With a further part; where the batch is shared, with this process's share of it."""
+        if shares is not None:
+            value = value * shares[name]
+        return self + Loss(weight * value, {name: value.detach()})
 
 
 class GroundTruthLoss(nn.Module):
@@ -208,62 +226,82 @@ class GroundTruthLoss(nn.Module):
         for schedule in (settings.energy_weight, settings.forces_weight):
             clock.length(schedule.unit)
 
-    def forward(self, output: ModelOutput, batch: Batch, step: int) -> Loss:
+    def forward(
+        self, output: ModelOutput, batch: Batch, step: int, shares: Shares | None = None
+    ) -> Loss:
         """The loss at an optimizer step.
 
         Args:
             output: energies [n_structures] eV relative to the references, forces [n_atoms, 3] eV/Å.
             batch: with energy and forces in the same frame, NaN without a label, or None.
             step: counted from 0; decides the weights.
+            shares: of each part, where several processes hold parts of a batch.
 
         Raises:
             ShapeError: output and batch do not belong together.
         """
         loss = Loss(output.energy.new_zeros(()))
-        alpha_energy = self._weight(self.settings.energy_weight, step)
-        if alpha_energy and batch.energy is not None:
-            value = self._energy(output, batch, batch.energy)
-            loss += Loss(alpha_energy * value, {"energy": value.detach()})
-        alpha_forces = self._weight(self.settings.forces_weight, step)
-        if alpha_forces and batch.forces is not None:
-            value = self._forces(output, batch, batch.forces)
-            loss += Loss(alpha_forces * value, {"forces": value.detach()})
+        for name, alpha in self._weights(batch, step).items():
+            value = self._energy(output, batch) if name == "energy" else self._forces(output, batch)
+            loss = loss.add(name, alpha, value, shares)
         return loss
 
-    def _weight(self, schedule: WeightSchedule, step: int) -> float:
-        return weight_at(schedule, step, self.clock)
+    def counts(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """What the mean of each part is divided by, before the student has said anything."""
+        found = {}
+        for name in self._weights(batch, step):
+            labelled, weight = self._rows(batch, name)
+            counted = labelled * weight if self.settings.mean_over == "labelled" else weight
+            found[name] = counted.sum()
+        return found
 
-    def _energy(self, output: ModelOutput, batch: Batch, labels: Tensor) -> Tensor:
-        prediction = output.energy
+    def _weights(self, batch: Batch, step: int) -> dict[str, float]:
+        """alpha by part, of those that count at a step and have labels."""
+        settings = self.settings
+        parts = {
+            "energy": (settings.energy_weight, batch.energy),
+            "forces": (settings.forces_weight, batch.forces),
+        }
+        weights = {
+            name: weight_at(schedule, step, self.clock)
+            for name, (schedule, labels) in parts.items()
+            if labels is not None
+        }
+        return {name: weight for name, weight in weights.items() if weight}
+
+    def _rows(self, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
+        """1 for a row with a label and 0 without; its weight if it had one."""
+        weight = batch.weight
+        if name == "energy":
+            assert batch.energy is not None
+            labelled = (~batch.energy.isnan()).to(batch.energy.dtype)
+        else:
+            assert batch.forces is not None
+            labelled = (~batch.forces.isnan().any(dim=1)).to(batch.forces.dtype)
+            weight = None if weight is None else weight[batch.structure_index]
+            if self.settings.free_atoms_only and batch.fixed is not None:
+                free = (~batch.fixed).to(labelled.dtype)
+                weight = free if weight is None else weight * free
+        return labelled, torch.ones_like(labelled) if weight is None else weight
+
+    def _energy(self, output: ModelOutput, batch: Batch) -> Tensor:
+        prediction, labels = output.energy, cast(Tensor, batch.energy)
         if self.settings.energy_per_atom:
             counts = atom_counts(batch)
             prediction, labels = prediction / counts, labels / counts
-        labelled = ~labels.isnan()
-        return self._compare(self.energy_loss, prediction, labels, labelled, batch.weight, "energy")
+        return self._compare(self.energy_loss, prediction, labels, batch, "energy")
 
-    def _forces(self, output: ModelOutput, batch: Batch, labels: Tensor) -> Tensor:
-        labelled = ~labels.isnan().any(dim=1)
-        weight = None if batch.weight is None else batch.weight[batch.structure_index]
-        if self.settings.free_atoms_only and batch.fixed is not None:
-            free = (~batch.fixed).to(labels.dtype)
-            weight = free if weight is None else weight * free
-        return self._compare(self.forces_loss, output.forces, labels, labelled, weight, "forces")
+    def _forces(self, output: ModelOutput, batch: Batch) -> Tensor:
+        labels = cast(Tensor, batch.forces)
+        return self._compare(self.forces_loss, output.forces, labels, batch, "forces")
 
     def _compare(
-        self,
-        loss: LossFunction,
-        prediction: Tensor,
-        labels: Tensor,
-        labelled: Tensor,
-        weight: Tensor | None,
-        where: str,
+        self, loss: LossFunction, prediction: Tensor, labels: Tensor, batch: Batch, where: str
     ) -> Tensor:
         # A missing label counts with weight 0, but 0 times NaN would still be NaN.
         labels = torch.where(labels.isnan(), torch.zeros_like(labels), labels)
-        rows = labelled.to(labels.dtype)
-        if weight is None:
-            weight = torch.ones_like(rows)
-        counted = rows * weight
+        labelled, weight = self._rows(batch, where)
+        counted = labelled * weight
         value = compare(loss, prediction, labels, Rows(counted), where)
         if self.settings.mean_over == "batch":
             value = value * counted.sum() / weight.sum().clamp_min(1e-12)

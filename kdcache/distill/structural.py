@@ -19,7 +19,7 @@ from kdcache.structures import Batch
 SHORTEST = 1e-8
 
 
-@traits(relational=True, level="atom")
+@traits(relational=True, level="atom", mean_over="edges")
 def lsp(prediction: Tensor, target: Tensor, rows: Rows) -> Tensor:
     """Local structure preservation: does each atom differ from its neighbours as the teacher's?
 
@@ -49,7 +49,7 @@ def lsp(prediction: Tensor, target: Tensor, rows: Rows) -> Tensor:
     return (weight * divergence).sum() / _positive(weight.sum())
 
 
-@traits(relational=True, level="atom")
+@traits(relational=True, level="atom", mean_over="structures")
 def gsp(prediction: Tensor, target: Tensor, rows: Rows) -> Tensor:
     """Global structure preservation: do any two atoms of a structure differ as the teacher's?
 
@@ -79,7 +79,7 @@ def gsp(prediction: Tensor, target: Tensor, rows: Rows) -> Tensor:
     return _mean_of_structures(_sums(of_atoms, batch), of_structure, batch)
 
 
-@traits(relational=True)
+@traits(relational=True, mean_over=None)
 def cka(prediction: Tensor, target: Tensor, rows: Rows) -> Tensor:
     """1 − linear CKA of all rows of the batch: 0 where they agree up to rotation and scale.
 
@@ -94,7 +94,7 @@ def cka(prediction: Tensor, target: Tensor, rows: Rows) -> Tensor:
     return torch.where(defined, 1 - similarity, torch.zeros_like(similarity))
 
 
-@traits(level="atom", symmetry="vector")
+@traits(level="atom", symmetry="vector", mean_over="structures")
 def geometric(prediction: Tensor, target: Tensor, rows: Rows) -> Tensor:
     """Half the error of lengths and half that of directions, of each vector channel.
 

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.config import TermConfig
-from kdcache.distill.losses import Loss, LossFunction, Rows, atom_counts, compare
+from kdcache.distill.losses import (
+    Loss,
+    LossFunction,
+    Rows,
+    Shares,
+    atom_counts,
+    compare,
+    traits_of,
+)
 from kdcache.distill.schedules import Clock, weight_at
 from kdcache.errors import ConfigError, did_you_mean
 from kdcache.fields import Level
@@ -74,12 +82,9 @@ class Term(nn.Module):
             raise ConfigError(
                 f"Term {name}: the batch lacks {self.key}; {did_you_mean(self.key, batch.teacher)}."
             )
-        weight = origin_weight(batch, self.level)
         # Half precision saves room in the store, not in the arithmetic.
         dtype = torch.promote_types(student.dtype, torch.float32)
-        target = batch.teacher[self.key].to(dtype)
-        if self.level == "edge":
-            target, weight = _matched(target, weight)
+        target, weight = self._target(batch, dtype)
         teacher = self.teacher_projection(target)
         if self.settings.per_atom:
             counts = atom_counts(batch)
@@ -87,6 +92,28 @@ class Term(nn.Module):
         if self.settings.normalise == "rms":
             student, teacher = student / self.rms, teacher / self.rms
         return compare(self.loss, student, teacher, Rows(weight, batch), f"Term {name}")
+
+    def count(self, batch: Batch) -> Tensor:
+        """What the term's mean is divided by, before the student has said anything."""
+        target, weight = self._target(batch, batch.positions.dtype)
+        if weight is None:
+            weight = batch.positions.new_ones(len(target))
+        over = traits_of(self.loss).mean_over
+        if over == "rows":
+            return weight.sum()
+        if over == "edges":
+            source, into = batch.edge_index.unbind(0)
+            return (weight[into] * (weight[source] > 0)).sum()
+        # Structures, each weighing what its atoms do on average.
+        zeros = batch.positions.new_zeros(batch.n_structures)
+        sums = zeros.index_add(0, batch.structure_index, weight)
+        return (sums / atom_counts(batch)).sum()
+
+    def _target(self, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The teacher's rows, and what each weighs."""
+        target = batch.teacher[self.key].to(dtype)
+        weight = origin_weight(batch, self.level)
+        return _matched(target, weight) if self.level == "edge" else (target, weight)
 
 
 class Terms(nn.Module):
@@ -112,7 +139,18 @@ class Terms(nn.Module):
             for term in self._bound()
         }
 
-    def forward(self, output: ModelOutput, batch: Batch, step: int) -> Loss:
+    def counts(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """What the mean of each term that counts at a step is divided by."""
+        weights = self.weights(step)
+        return {
+            term.settings.name: term.count(batch)
+            for term in self._bound()
+            if weights[term.settings.name]
+        }
+
+    def forward(
+        self, output: ModelOutput, batch: Batch, step: int, shares: Shares | None = None
+    ) -> Loss:
         """Sum over k of lambda_k(t) L_k; a term of weight 0 is left out, and costs nothing.
 
         Source: Ekström Kelvinius et al. 2023, Eq. 2, for several terms.
@@ -122,9 +160,12 @@ class Terms(nn.Module):
         for term in self._bound():
             name = term.settings.name
             if weights[name]:
-                value = term(output, batch)
-                loss += Loss(weights[name] * value, {name: value.detach()})
+                loss = loss.add(name, weights[name], term(output, batch), shares)
         return loss
+
+    def losses(self) -> dict[str, LossFunction]:
+        """What every term measures by, by its name."""
+        return {term.settings.name: term.loss for term in self._bound()}
 
     def _bound(self) -> list[Term]:
         return [term for term in self.terms if isinstance(term, Term)]

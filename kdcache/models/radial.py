@@ -15,6 +15,11 @@ from torch import Tensor, nn
 RadialName = Literal["gaussian", "spherical_bessel", "bernstein"]
 EnvelopeName = Literal["polynomial", "exponential"]
 
+# e⁻⁵⁰ is nothing beside 1 in double precision. Smaller Gaussians, most of a basis of 128, would be
+# denormal numbers in float32, or make such by a product with a weight: on a CPU exp then takes ten
+# times as long, and a matrix product of the basis fifty times.
+SMALLEST_EXPONENT = -50.0
+
 
 class Gaussians(nn.Module):
     """exp(−½ ((x − μ_k)(R−1))²) with centres μ_k evenly over [0, 1]."""
@@ -29,9 +34,7 @@ class Gaussians(nn.Module):
     def forward(self, scaled: Tensor) -> Tensor:
         """[n_edges] distances over cutoff to [n_edges, num_rbf]."""
         difference = scaled.unsqueeze(-1) - self.offset
-        # e⁻⁸⁰ is nothing beside 1, and smaller results are denormal, where exp takes ten times as
-        # long: four of five Gaussians of 128.
-        return torch.exp((self.coefficient * difference.square()).clamp(min=-80.0))
+        return torch.exp((self.coefficient * difference.square()).clamp(min=SMALLEST_EXPONENT))
 
 
 class SphericalBessel(nn.Module):

@@ -26,6 +26,7 @@ from kdcache.models.interface import (
     Model,
     feature_spec,
 )
+from kdcache.models.radial import SMALLEST_EXPONENT
 from kdcache.structures import Batch, ModelOutput
 
 with warnings.catch_warnings():
@@ -62,6 +63,16 @@ class SchNetHyperparameters(Hyperparameters):
     max_neighbors: int | None = Field(default=None, ge=1)
 
 
+class DistanceExpansion(GaussianSmearing):  # type: ignore[misc]  # torch-geometric is not typed
+    """torch-geometric's Gaussians of a distance, none so small that it slows what follows."""
+
+    def forward(self, distance: Tensor) -> Tensor:
+        """[n_edges] Å to [n_edges, num_gaussians]."""
+        difference = distance.unsqueeze(-1) - self.offset
+        exponent: Tensor = self.coeff * (difference * difference)
+        return torch.exp(exponent.clamp(min=SMALLEST_EXPONENT))
+
+
 class SchNet(Model):
     """SchNet.
 
@@ -86,7 +97,7 @@ class SchNet(Model):
         sizes = hyperparameters
         self.conservative = True
         self.embedding = nn.Embedding(EMBEDDING_ROWS, sizes.hidden_channels, padding_idx=0)
-        self.distance_expansion = GaussianSmearing(0.0, sizes.cutoff, sizes.num_gaussians)
+        self.distance_expansion = DistanceExpansion(0.0, sizes.cutoff, sizes.num_gaussians)
         # In double precision: torch-geometric takes the spacing from float32 centres.
         self.distance_expansion.coeff = -0.5 * ((sizes.num_gaussians - 1) / sizes.cutoff) ** 2
         self.interactions = nn.ModuleList(

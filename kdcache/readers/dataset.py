@@ -17,6 +17,7 @@ from kdcache.errors import DataError
 from kdcache.readers.interface import Reader, ReadOptions, place
 from kdcache.readers.labels import LabelKeys
 from kdcache.registry import lookup
+from kdcache.store.location import is_url, store_location
 from kdcache.structures import Structure, check_structure
 
 ENTRY_POINTS = "kdcache.readers"
@@ -111,8 +112,8 @@ def read_structures(
     """A dataset of files and globs, not read yet.
 
     Args:
-        sources: one or several files, stores, globs ("data/*.extxyz", sorted by name) or
-            directories of LMDB shards.
+        sources: one or several files, stores or their addresses, globs ("data/*.extxyz",
+            sorted by name) or directories of LMDB shards.
         options: format, keys, units.
 
     Raises:
@@ -143,12 +144,15 @@ def format_of(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix in COMPRESSED:
         suffix = Path(path.stem).suffix.lower()
-    if (path / "manifest.json").is_file():
+    if is_url(path) or (path / "manifest.json").is_file():
         return "store"
     return FORMAT_OF_SUFFIX.get(suffix, "ase")
 
 
 def _expand(source: Source) -> list[Path]:
+    if is_url(source):
+        store_location(source)
+        return [Path(source)]
     path = Path(source).expanduser()
     # A file may well be called "a[1].xyz": what exists is no pattern.
     if path.exists():

@@ -7,11 +7,10 @@ Invariant: no size from a file is believed before it agrees with the layout.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -19,17 +18,18 @@ import numpy.typing as npt
 
 from kdcache.errors import ShapeError, StoreError
 from kdcache.store.codecs import decompress
+from kdcache.store.files import OpenFile, Range, StoreFiles
 from kdcache.store.shards import (
     CRC_BYTES,
     FETCH_AGAIN,
     Bytes,
     as_bytes,
+    chunk_bounds,
     index_size,
-    read_chunk_bounds,
-    read_into,
 )
 from kdcache.structures import IntArray
 
+T = TypeVar("T")
 Array = npt.NDArray[Any]
 
 # LZ4 stores at best 255 bytes in one: a chunk that claims more is not honest.
@@ -41,8 +41,8 @@ class ArrayReader:
     """One array of a store.
 
     Attributes:
-        files: path of every shard.
-        names: the same within the store, for messages.
+        files: of the store.
+        names: of every shard among them.
         used: [n_blocks] rows of each block that are no padding.
         capacity: rows of a whole block.
         row_shape: shape of one row.
@@ -51,7 +51,7 @@ class ArrayReader:
         compressed: chunks are Blosc frames, else raw bytes.
     """
 
-    files: list[Path]
+    files: StoreFiles
     names: list[str]
     used: IntArray
     capacity: int
@@ -75,16 +75,16 @@ class ArrayReader:
         Raises:
             StoreError: naming the shard.
         """
-        for shard in range(len(self.files)):
+        for shard, name in enumerate(self.names):
             try:
-                size = os.stat(self.files[shard]).st_size
+                size = self.files.size(name)
             except FileNotFoundError:
                 raise self._missing(shard) from None
             raw = self._n_blocks(shard) * (self.block_bytes + CRC_BYTES)
             expected = raw + index_size(self.blocks_per_shard)
             if not self.compressed and size != expected:
                 raise StoreError(
-                    f"{self.names[shard]} has {size} bytes, {expected} are expected: it is "
+                    f"{self._where(shard)} has {size} bytes, {expected} are expected: it is "
                     f"truncated or of another store. {FETCH_AGAIN}"
                 )
 
@@ -100,8 +100,7 @@ class ArrayReader:
             ShapeError: `out` does not fit.
         """
         for shard in np.unique(blocks // self.blocks_per_shard):
-            if int(shard) not in self._bounds:
-                os.close(self._open(int(shard)))
+            self.bounds(int(shard))
         rows = int(self.used[blocks].sum())
         return fitting((rows, *self.row_shape), self.dtype, out)
 
@@ -118,22 +117,48 @@ class ArrayReader:
         """
         row = 0
         for shard, first, count in _runs(blocks, self.blocks_per_shard):
-            descriptor = self._open(shard)
-            try:
-                bounds = self._bounds[shard]
-                used = self.used[first : first + count]
-                rows = out[row : row + int(used.sum())]
-                start = first - shard * self.blocks_per_shard
-                offsets = bounds[start : start + count + 1]
-                read = self._read_compressed if self.compressed else self._read_raw
-                read(descriptor, shard, first, used, offsets, rows, check)
-                row += len(rows)
-            finally:
-                os.close(descriptor)
+            used = self.used[first : first + count]
+            room = out[row:]  # what lies past the rows of this run is still to be filled
+            self._with_file(shard, partial(self._read_run, shard, first, used, room, check))
+            row += int(used.sum())
+
+    def bounds(self, shard: int) -> IntArray:
+        """[blocks of the shard + 1] offsets of its blocks, read once.
+
+        Raises:
+            StoreError: the shard is missing, truncated, or its index is damaged.
+        """
+        if shard not in self._bounds:
+            self._bounds[shard] = self._with_file(shard, partial(self._read_bounds, shard))
+        return self._bounds[shard]
+
+    def unread_shards(self, blocks: IntArray) -> list[int]:
+        """Shards of these blocks whose `bounds` are not known yet."""
+        shards = np.unique(blocks // self.blocks_per_shard).tolist()
+        return [shard for shard in shards if shard not in self._bounds]
+
+    def ranges(self, blocks: IntArray) -> list[Range]:
+        """What `read` reads, run by run."""
+        found = []
+        for shard, first, count in _runs(blocks, self.blocks_per_shard):
+            offsets = self._offsets(shard, first, count)
+            found.append(Range(self.names[shard], int(offsets[0]), int(offsets[-1])))
+        return found
+
+    def _offsets(self, shard: int, first: int, count: int) -> IntArray:
+        start = first - shard * self.blocks_per_shard
+        return self.bounds(shard)[start : start + count + 1]
+
+    def _read_run(
+        self, shard: int, first: int, used: IntArray, out: Array, check: bool, file: OpenFile
+    ) -> None:
+        offsets = self._offsets(shard, first, len(used))
+        read = self._read_compressed if self.compressed else self._read_raw
+        read(file, shard, first, used, offsets, out, check)
 
     def _read_raw(
         self,
-        descriptor: int,
+        file: OpenFile,
         shard: int,
         first: int,
         used: IntArray,
@@ -147,7 +172,7 @@ class ArrayReader:
         for end, count in zip(ends.tolist(), used.tolist(), strict=True):
             rows = as_bytes(out[end - count : end])
             buffers += [rows, np.empty(self.block_bytes - rows.nbytes + CRC_BYTES, np.uint8)]
-        read_into(descriptor, self.names[shard], buffers, int(offsets[0]))
+        file.read_into(buffers, int(offsets[0]))
         if check:
             for i in range(len(used)):
                 rows, rest = buffers[2 * i : 2 * i + 2]
@@ -156,7 +181,7 @@ class ArrayReader:
 
     def _read_compressed(
         self,
-        descriptor: int,
+        file: OpenFile,
         shard: int,
         first: int,
         used: IntArray,
@@ -165,7 +190,7 @@ class ArrayReader:
         check: bool,
     ) -> None:
         data = np.empty(int(offsets[-1] - offsets[0]), np.uint8)
-        read_into(descriptor, self.names[shard], [data], int(offsets[0]))
+        file.read_into([data], int(offsets[0]))
         scratch: Array | None = None
         row = 0
         for i, count in enumerate(used.tolist()):
@@ -173,61 +198,77 @@ class ArrayReader:
             frame, stored_crc = chunk[:-CRC_BYTES], chunk[-CRC_BYTES:]
             if check:
                 self._check(google_crc32c.value(frame), stored_crc, shard, first + i)
-            rows = out[row : row + count]
-            row += count
-            if count < self.capacity and scratch is None:
-                scratch = np.empty((self.capacity, *self.row_shape), self.dtype)
-            whole = rows if count == self.capacity or scratch is None else scratch
+            # Padding may lie where the rows of later blocks will, but not past the last.
+            whole = out[row : row + self.capacity]
+            if len(whole) < self.capacity:
+                if scratch is None:
+                    scratch = np.empty((self.capacity, *self.row_shape), self.dtype)
+                whole = scratch
             if not decompress(frame, whole):
                 raise StoreError(
-                    f"{self.names[shard]}, block {first + i}: the compressed bytes do not hold a "
+                    f"{self._where(shard)}, block {first + i}: the compressed bytes do not hold a "
                     f"block of {self.block_bytes} bytes. {FETCH_AGAIN}"
                 )
-            if whole is not rows:
-                rows[:] = whole[:count]
+            if whole is scratch:
+                out[row : row + count] = whole[:count]
+            row += count
 
     def _check(self, computed: int, stored: Bytes, shard: int, block: int) -> None:
         expected = int.from_bytes(stored.tobytes(), "little")
         if computed != expected:
             raise StoreError(
-                f"{self.names[shard]}, block {block}: its bytes have checksum {computed:08x}, "
+                f"{self._where(shard)}, block {block}: its bytes have checksum {computed:08x}, "
                 f"{expected:08x} was written with them. {FETCH_AGAIN}"
             )
 
     def _n_blocks(self, shard: int) -> int:
         return min(self.blocks_per_shard, len(self.used) - shard * self.blocks_per_shard)
 
-    def _open(self, shard: int) -> int:
+    def _with_file(self, shard: int, work: Callable[[OpenFile], T]) -> T:
         try:
-            descriptor = os.open(self.files[shard], os.O_RDONLY | os.O_CLOEXEC)
+            return self._once(shard, work)
+        except StoreError:
+            # A damaged copy of a remote file is fetched again; a damaged file is not.
+            if not self.files.forget(self.names[shard]):
+                raise
+            self._bounds.pop(shard, None)
+            return self._once(shard, work)
+
+    def _once(self, shard: int, work: Callable[[OpenFile], T]) -> T:
+        try:
+            file = self.files.open(self.names[shard])
         except FileNotFoundError:
             raise self._missing(shard) from None
         try:
-            if shard not in self._bounds:
-                self._bounds[shard] = self._read_bounds(descriptor, shard)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+            return work(file)
+        except FileNotFoundError:  # nothing is opened on a server before it is read
+            raise self._missing(shard) from None
+        finally:
+            file.close()
 
-    def _read_bounds(self, descriptor: int, shard: int) -> IntArray:
-        bounds = read_chunk_bounds(
-            descriptor,
-            self.names[shard],
+    def _where(self, shard: int) -> str:
+        return self.files.where(self.names[shard])
+
+    def _read_bounds(self, shard: int, file: OpenFile) -> IntArray:
+        size, data = file.tail(index_size(self.blocks_per_shard))
+        bounds = chunk_bounds(
+            size,
+            data,
+            self._where(shard),
             self._n_blocks(shard),
             self.blocks_per_shard,
             None if self.compressed else self.block_bytes + CRC_BYTES,
         )
         if int(np.diff(bounds).min()) * LARGEST_RATIO < self.block_bytes:
             raise StoreError(
-                f"{self.names[shard]} cannot hold blocks of {self.block_bytes} bytes in chunks of "
+                f"{self._where(shard)} cannot hold blocks of {self.block_bytes} bytes in chunks of "
                 f"{int(np.diff(bounds).min())}. It is not read. {FETCH_AGAIN}"
             )
         return bounds
 
     def _missing(self, shard: int) -> StoreError:
         return StoreError(
-            f"{self.names[shard]} is missing (shard {shard} of {len(self.files)}). {FETCH_AGAIN}"
+            f"{self._where(shard)} is missing (shard {shard} of {len(self.names)}). {FETCH_AGAIN}"
         )
 
 

@@ -16,12 +16,14 @@ from numcodecs import blosc
 
 from kdcache.errors import StoreError
 from kdcache.fields import FieldSpec
+from kdcache.store.halves import convert, tiles
 
 Array = npt.NDArray[Any]
 
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 FLOATS = ("float16", "float32", "float64")
 FLOAT16_MAX = 65504.0
+FLOAT16_INFINITY = 0x7C00  # as bits, without the sign; NaN lies above
 INT8_MAX = 127
 BLOSC_LEVEL = 5
 # What one call of blosc can take; a chunk of a field must stay below it.
@@ -137,6 +139,8 @@ def guard(
         limit = float(np.finfo(np.float32).max)
     if values.size == 0:
         return values
+    if values.dtype == np.float16 and (values.view(np.uint16) & 0x7FFF).max() < FLOAT16_INFINITY:
+        return values  # by its bits: numpy compares halves one by one
     # Smallest and largest alone: 20 GB/s, and a NaN anywhere makes both NaN.
     if -limit <= float(values.min()) and float(values.max()) <= limit:
         return values
@@ -154,8 +158,12 @@ def guard(
 
 def to_half(values: Array, error: EncodingError) -> Array:
     """float16 of guarded values, [n_rows, ...], rounded to nearest even."""
-    stored = values.astype("<f2")
-    _sum_error(values, stored, error)
+    stored = np.empty(values.shape, "<f2")
+    if stored.size:
+        rows, halves = values.reshape(len(values), -1), stored.reshape(len(values), -1)
+        for tile in tiles(*rows.shape):
+            convert(rows[tile], halves[tile])
+            _sum_error(rows[tile], halves[tile], error)
     return stored
 
 
@@ -222,15 +230,22 @@ def _sum_error(values: Array, decoded: Array, error: EncodingError) -> None:
         return
     wide = np.float64 if values.dtype.itemsize > 4 else np.float32
     while True:
-        exact = values.astype(wide, copy=False)
-        change = decoded.astype(wide)
-        np.subtract(exact, change, out=change)
+        exact, change = _widened(values, wide), _widened(decoded, wide)
+        change = exact - change
         sums = [_square_sum(change), _square_sum(exact)]
         if wide is np.float64 or all(np.isfinite(sums)):
             break
         wide = np.float64  # squares of values beyond 1e19 do not fit float32
     error.square_error += sums[0]
     error.square_value += sums[1]
+
+
+def _widened(values: Array, dtype: type[np.floating[Any]]) -> Array:
+    if values.dtype == dtype:
+        return values
+    wide = np.empty(values.shape, dtype)
+    convert(values, wide)
+    return wide
 
 
 def _square_sum(values: Array) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 from kdcache.errors import StoreError
 from kdcache.fields import N_EDGES, FieldSpec
 from kdcache.store.arrays import ArrayReader
+from kdcache.store.files import LocalFiles, StoreFiles
 from kdcache.store.index import INDEX, StoreIndex, check_places
 from kdcache.store.layout import BlockPlan, plan_blocks, with_edges
 from kdcache.store.manifest import FieldEntry, Manifest
@@ -56,17 +57,20 @@ def plan_of(manifest: Manifest, index: StoreIndex, where: str) -> BlockPlan:
     return plan
 
 
-def group_plans(path: Path, manifest: Manifest, plan: BlockPlan) -> dict[str, BlockPlan]:
+def group_plans(
+    store: Path | StoreFiles, manifest: Manifest, plan: BlockPlan
+) -> dict[str, BlockPlan]:
     """The layout of every group: the store's, or with a teacher's own edges where it has some.
 
     Args:
-        path: of the store, in which the counts of such edges are read.
+        store: path or files of the store, in which the counts of such edges are read.
         manifest: its groups.
         plan: `plan_of` the store.
 
     Raises:
         StoreError: counts that are missing, damaged or impossible.
     """
+    files = LocalFiles(store) if isinstance(store, Path) else store
     plans = {"structures": plan}
     for name, teacher in manifest.teachers.items():
         group = f"teachers/{name}"
@@ -74,7 +78,7 @@ def group_plans(path: Path, manifest: Manifest, plan: BlockPlan) -> dict[str, Bl
         if not teacher.has_own_edges:
             continue
         (document,) = field_documents(N_EDGES, plan).values()
-        reader = array_reader(path, f"{group}/{N_EDGES.name}", N_EDGES, document, plan)
+        reader = array_reader(files, f"{group}/{N_EDGES.name}", N_EDGES, document, plan)
         reader.check_files()
         blocks = np.arange(plan.n_blocks)
         n_edges = reader.allocate(blocks)
@@ -82,20 +86,19 @@ def group_plans(path: Path, manifest: Manifest, plan: BlockPlan) -> dict[str, Bl
         try:
             plans[group] = with_edges(plan, n_edges)
         except StoreError as error:
-            raise StoreError(f"{path / group / N_EDGES.name}: {error}") from None
+            raise StoreError(f"{files.where(f'{group}/{N_EDGES.name}')}: {error}") from None
     return plans
 
 
 def array_reader(
-    path: Path, name: str, spec: FieldSpec, document: Json, plan: BlockPlan
+    files: StoreFiles, name: str, spec: FieldSpec, document: Json, plan: BlockPlan
 ) -> ArrayReader:
     """The reader of an array that `array_documents` lists, under the plan of its group."""
-    files = [shard_file(name, shard, document) for shard in range(plan.n_shards)]
     is_scale = name.endswith(SCALE_SUFFIX)
     shape = cast(list[int], document["shape"])
     return ArrayReader(
-        files=[path / file for file in files],
-        names=[str(path / file) for file in files],
+        files=files,
+        names=[shard_file(name, shard, document) for shard in range(plan.n_shards)],
         used=np.ones(plan.n_blocks, np.int64) if is_scale else plan.used(spec.level),
         capacity=1 if is_scale else plan.capacity(spec.level),
         row_shape=tuple(shape[1:]),

@@ -17,6 +17,7 @@ from kdcache.store.codecs import OnNonfinite, OnOverflow
 from kdcache.store.contents import plan_of
 from kdcache.store.index import StoreIndex, check_places, read_index
 from kdcache.store.layout import BlockPlan, with_edges
+from kdcache.store.location import local_path
 from kdcache.store.manifest import (
     MANIFEST,
     PLAIN_FORMAT_VERSION,
@@ -63,7 +64,7 @@ def create_store(
             fit the plan; or the unfinished store was begun with another layout.
         IdentityError: the unfinished store was begun with another dataset.
     """
-    path = Path(path)
+    path = local_path(path, "a store")
     _refuse_foreign(path)
     check_places(index, plan, "the index to be written")
     digest = index.dataset_digest()
@@ -134,7 +135,7 @@ def add_teacher(
             with other fields, or edges that do not go with the fields.
         IdentityError: the unfinished teacher of this name is another one.
     """
-    path = Path(path)
+    path = local_path(path, "a teacher")
     group = f"teachers/{check_name(name, 'teacher')}"
     if not (path / MANIFEST).is_file():
         raise StoreError(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kdcache.errors import IdentityError
 from kdcache.store.index import StoreIndex
+from kdcache.store.location import StoreUrl
 from kdcache.structures import dataset_digest
 
 _CURE = (
@@ -21,7 +22,7 @@ _CURE = (
 
 
 def check_dataset(
-    path: Path,
+    path: Path | StoreUrl,
     index: StoreIndex,
     content_hashes: Sequence[bytes],
     structure_ids: Sequence[str],

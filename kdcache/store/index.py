@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.errors import StoreError
+from kdcache.store.files import LocalFiles, StoreFiles
 from kdcache.store.layout import BlockPlan
 from kdcache.structures import CONTENT_HASH_BYTES, FloatArray, IntArray, dataset_digest
 
@@ -160,18 +161,35 @@ def index_from_plan(
     return index
 
 
-def read_index(path: Path, n_structures: int) -> StoreIndex:
-    """The index of the store at `path`, bounded before it is read.
+def largest_index(n_structures: int) -> int:
+    """Bytes that no index of so many structures exceeds."""
+    places, texts = 8 * len(SCHEMA), 4 * MAX_TEXT * len(TEXTS)
+    return 2**20 + n_structures * (CONTENT_HASH_BYTES + places + texts)
+
+
+def read_index(store: Path | StoreFiles, n_structures: int) -> StoreIndex:
+    """The index of a store, bounded before it is read.
+
+    Args:
+        store: its path or its files.
+        n_structures: as the manifest says.
 
     Raises:
         StoreError: other columns, another number of rows, or sizes no honest index has.
     """
-    file = path / INDEX
-    size = file.stat().st_size
+    files = LocalFiles(store) if isinstance(store, Path) else store
+    return parse_index(
+        files.read(INDEX, largest_index(n_structures)), files.where(INDEX), n_structures
+    )
+
+
+def parse_index(content: bytes, file: str, n_structures: int) -> StoreIndex:
+    """The index that `content` is; `file` is for messages. Otherwise as `read_index`."""
+    size = len(content)
     try:
-        if not pq.read_schema(file).equals(SCHEMA):
+        if not pq.read_schema(pa.BufferReader(content)).equals(SCHEMA):
             raise StoreError(f"{file} has other columns than an index. {_AGAIN}")
-        with pq.ParquetFile(file, read_dictionary=list(TEXTS)) as parquet:
+        with pq.ParquetFile(pa.BufferReader(content), read_dictionary=list(TEXTS)) as parquet:
             _check_size(parquet.metadata, size, n_structures, file)
             table = parquet.read()
     except (pa.ArrowException, OSError) as error:
@@ -184,7 +202,7 @@ def read_index(path: Path, n_structures: int) -> StoreIndex:
             raise StoreError(f"{file} has empty entries in column {field.name}. {_AGAIN}")
         columns[field.name] = _column(column, field.name, file)
     index = StoreIndex(**columns)  # type: ignore[arg-type]
-    _check_permutation(index, str(file))
+    _check_permutation(index, file)
     return index
 
 
@@ -223,7 +241,7 @@ def _check_permutation(index: StoreIndex, where: str) -> None:
         )
 
 
-def _check_size(metadata: pq.FileMetaData, size: int, n_structures: int, file: Path) -> None:
+def _check_size(metadata: pq.FileMetaData, size: int, n_structures: int, file: str) -> None:
     rows = metadata.num_rows
     if rows != n_structures or rows * CONTENT_HASH_BYTES > size:
         raise StoreError(
@@ -240,7 +258,7 @@ def _check_size(metadata: pq.FileMetaData, size: int, n_structures: int, file: P
                 )
 
 
-def _column(column: pa.ChunkedArray, name: str, file: Path) -> npt.NDArray[np.generic]:
+def _column(column: pa.ChunkedArray, name: str, file: str) -> npt.NDArray[np.generic]:
     if name == "content_hash":
         # to_pylist is a second per million rows; buffers of fixed-size binary have an offset.
         data = b"".join(

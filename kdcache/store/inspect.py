@@ -57,7 +57,7 @@ def describe_store(path: str | Path) -> Json:
         },
         "structures": _fields(fields["structures"], sizes, "structures"),
         "teachers": teachers,
-        "unfinished": dict(unfinished_groups(store.path)),
+        "unfinished": dict(unfinished_groups(store.path)) if isinstance(store.path, Path) else {},
     }
 
 
@@ -127,11 +127,16 @@ def _fields(specs: dict[str, FieldSpec], sizes: dict[str, int], group: str) -> J
 
 def _sizes(store: Store) -> dict[str, int]:
     """Bytes on disk by field; the scales of a compact field count as its own."""
-    sizes: dict[str, int] = {}
+    named: list[tuple[str, str]] = []
     for array, spec, document in array_documents(store.manifest, store.plans):
         field = f"{array.rpartition('/')[0]}/{spec.name}"
-        files = (shard_file(array, shard, document) for shard in range(store.plan.n_shards))
-        sizes[field] = sizes.get(field, 0) + sum((store.path / f).stat().st_size for f in files)
+        named += [
+            (field, shard_file(array, shard, document)) for shard in range(store.plan.n_shards)
+        ]
+    found = store.files.each(store.files.size, [name for _, name in named])
+    sizes = dict.fromkeys((field for field, _ in named), 0)
+    for (field, _), size in zip(named, found, strict=True):
+        sizes[field] += size
     return sizes
 
 

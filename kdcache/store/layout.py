@@ -8,6 +8,7 @@ and capacities give the same plan on every machine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -98,9 +99,8 @@ class BlockPlan:
         blocks, bounds = self.shard_blocks(shard), self._block_bounds
         return slice(int(bounds[blocks.start]), int(bounds[blocks.stop]))
 
-    @property
+    @cached_property
     def _block_bounds(self) -> IntArray:
-        # Recomputing costs a binary search per block; the plan stays a plain frozen value.
         return np.searchsorted(self.block, np.arange(self.n_blocks + 1)).astype(np.int64)
 
 

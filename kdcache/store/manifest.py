@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints,
 
 from kdcache.errors import StoreError
 from kdcache.fields import N_EDGES, Codec, FieldSpec, Level, Symmetry
+from kdcache.store.files import LocalFiles, StoreFiles
 from kdcache.store.metadata import canonical, readable
 
 FORMAT_VERSION = 2
@@ -286,20 +287,17 @@ class Manifest(Part):
         return readable(self.model_dump(mode="json"))
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of the store at `path`.
+def read_manifest(store: Path | StoreFiles) -> Manifest:
+    """The manifest of a store, given by its path or its files.
 
     Raises:
+        FileNotFoundError: there is none.
         StoreError: too large, no JSON, of a newer format, with unknown or wrong entries, or not
             what its root digest says.
     """
-    file = path / MANIFEST
-    if file.stat().st_size > MAX_MANIFEST_BYTES:
-        raise StoreError(
-            f"{file} has {file.stat().st_size} bytes, a manifest at most {MAX_MANIFEST_BYTES}. "
-            f"It is not read."
-        )
-    content = file.read_bytes()
+    files = LocalFiles(store) if isinstance(store, Path) else store
+    file = files.where(MANIFEST)
+    content = files.read(MANIFEST, MAX_MANIFEST_BYTES)
     try:
         document = json.loads(content)
         version = document["format_version"]
@@ -311,8 +309,8 @@ def read_manifest(path: Path) -> Manifest:
     if type(version) is not int or not PLAIN_FORMAT_VERSION <= version <= FORMAT_VERSION:
         newer = isinstance(version, int) and version > FORMAT_VERSION
         raise StoreError(
-            f"{path} has format version {version}, this kdcache reads {PLAIN_FORMAT_VERSION} to "
-            f"{FORMAT_VERSION}. "
+            f"{files.location} has format version {version}, this kdcache reads "
+            f"{PLAIN_FORMAT_VERSION} to {FORMAT_VERSION}. "
             + ("Install a newer kdcache." if newer else "It was not written by kdcache.")
         )
     try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from kdcache.errors import StoreError, did_you_mean
 from kdcache.fields import FieldSpec
 from kdcache.store import identity, records
 from kdcache.store.arrays import ArrayReader, fitting
+from kdcache.store.cache import CachedFiles, StoreCache
 from kdcache.store.codecs import from_compact, read_dtype
 from kdcache.store.contents import (
     ZARR,
@@ -29,10 +31,20 @@ from kdcache.store.contents import (
     groups,
     plan_of,
 )
-from kdcache.store.index import INDEX, StoreIndex, read_index
+from kdcache.store.files import LocalFiles, StoreFiles
+from kdcache.store.index import INDEX, StoreIndex, largest_index, parse_index
 from kdcache.store.layout import BlockPlan
-from kdcache.store.manifest import MANIFEST, GraphEntry, Manifest, TeacherEntry, read_manifest
+from kdcache.store.location import StoreUrl, store_location
+from kdcache.store.manifest import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    GraphEntry,
+    Manifest,
+    TeacherEntry,
+    read_manifest,
+)
 from kdcache.store.metadata import SCALE_SUFFIX, Json
+from kdcache.store.remote import RemoteFiles
 from kdcache.store.work import unfinished_groups
 from kdcache.structures import Structure
 
@@ -45,13 +57,13 @@ class Store:
     """A finished store, open for reading; made by `open_store`. Safe to read from several threads.
 
     Attributes:
-        path: of the store.
+        files: of the store, by name.
         manifest: its description.
         index: a row per structure, in store order.
         plan: where each structure lies.
     """
 
-    path: Path
+    files: StoreFiles
     manifest: Manifest
     index: StoreIndex
     plan: BlockPlan
@@ -61,6 +73,11 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def path(self) -> Path | StoreUrl:
+        """Where the store is."""
+        return self.files.location
 
     @property
     def teachers(self) -> Mapping[str, TeacherEntry]:
@@ -152,6 +169,33 @@ class Store:
             from_compact(stored[rows], scale[i], values[rows])
         return values
 
+    @contextmanager
+    def fetched(
+        self, names: Iterable[str], blocks: Sequence[int] | npt.NDArray[np.integer[Any]]
+    ) -> Iterator[None]:
+        """Within it, these blocks of all these fields are on their way or there.
+
+        From a server they are asked for at once, so that `read` waits once and not once a field; on
+        a disk nothing is done. What is fetched is held until the end: as many bytes as are stored.
+
+        Raises:
+            StoreError: no such field; a shard is missing or its index is damaged.
+        """
+        chosen = np.array(blocks, np.int64)
+        if not self.files.is_remote or not len(chosen):
+            yield
+            return
+        # `read` says which block does not exist.
+        chosen = chosen[(chosen >= 0) & (chosen < self.plan.n_blocks)]
+        arrays = []
+        for name in dict.fromkeys(names):
+            scales = [name + SCALE_SUFFIX] if self.spec(name).codec == "compact" else []
+            arrays += [self._arrays[array] for array in (name, *scales)]
+        unread = [(array, shard) for array in arrays for shard in array.unread_shards(chosen)]
+        self.files.each(lambda one: one[0].bounds(one[1]), unread)
+        with self.files.fetched([part for array in arrays for part in array.ranges(chosen)]):
+            yield
+
     def structure(self, row: int) -> Structure:
         """The structure in a row of the index.
 
@@ -185,44 +229,88 @@ class Store:
         identity.check_dataset(self.path, self.index, content_hashes, structure_ids)
 
 
-def open_store(path: str | Path) -> Store:
+def open_store(
+    path: str | Path | StoreFiles,
+    *,
+    cache: str | Path | None = None,
+    cache_bytes: int | None = None,
+) -> Store:
     """Open a finished store, and refuse what is none.
 
     Args:
-        path: of the store.
+        path: of the store; or its address: https://, s3://, gs://, az://; or its files.
+        cache: directory in which files of a remote store are kept, checked against their digests;
+            default the one KDCACHE_STORE_CACHE names, if any. Several processes may share it.
+        cache_bytes: at most so much is kept there; default KDCACHE_STORE_CACHE_SIZE, or 20 GB.
 
     Raises:
         StoreError: nothing or something else is there; the store is unfinished, of a newer format,
-            or a file is missing, truncated or not what the manifest says.
+            or a file is missing, truncated or not what the manifest says. Shards of a remote store
+            are looked at when they are first read.
+        ConfigError: a size of a cache that is none.
     """
-    path = Path(path)
-    if not (path / MANIFEST).is_file():
-        raise StoreError(_why_no_store(path))
-    manifest = read_manifest(path)
-    _check_digest(path, INDEX, manifest)
+    files = store_files(path)
+    try:
+        manifest = read_manifest(files)
+    except FileNotFoundError:
+        raise StoreError(_why_no_store(files)) from None
+    kept = StoreCache.chosen(cache, cache_bytes) if files.is_remote else None
+    if kept is not None:
+        files = CachedFiles(files, kept, manifest.digests)
+    n_structures = manifest.dataset.n_structures
+    index = parse_index(
+        _checked(files, INDEX, manifest, largest_index(n_structures)),
+        files.where(INDEX),
+        n_structures,
+    )
     # A kill between the last two files of a commit leaves the root one teacher ahead of the
     # manifest. Its writer puts that right when it is run again, and must be able to open the store.
-    if not unfinished_groups(path):
-        _check_digest(path, ZARR, manifest)
-    index = read_index(path, manifest.dataset.n_structures)
-    plan = plan_of(manifest, index, str(path))
+    if not _unfinished(files):
+        _checked(files, ZARR, manifest, MAX_MANIFEST_BYTES)
+    where = str(files.location)
+    plan = plan_of(manifest, index, where)
     digest = index.dataset_digest()
     if digest != manifest.dataset.digest:
         raise StoreError(
-            f"{path}: the manifest says dataset {manifest.dataset.digest[:12]}…, the index holds "
+            f"{where}: the manifest says dataset {manifest.dataset.digest[:12]}…, the index holds "
             f"{digest[:12]}…. Rows would meet the wrong structures. Fetch the store again."
         )
-    plans = group_plans(path, manifest, plan)
-    arrays = {}
+    plans = group_plans(files, manifest, plan)
+    arrays, documents = {}, []
     for name, spec, document in array_documents(manifest, plans):
-        _check_document(path, f"{name}/{ZARR}", document)
+        documents.append((f"{name}/{ZARR}", document))
         plan_of_group = plans[name.rpartition("/")[0]]
-        arrays[name] = array_reader(path, name, spec, document, plan_of_group)
-        arrays[name].check_files()
-    return Store(path, manifest, index, plan, plans, groups(manifest), arrays)
+        arrays[name] = array_reader(files, name, spec, document, plan_of_group)
+    files.each(lambda one: _check_document(files, *one), documents)
+    if not files.is_remote:
+        for array in arrays.values():
+            array.check_files()
+    return Store(files, manifest, index, plan, plans, groups(manifest), arrays)
 
 
-def _why_no_store(path: Path) -> str:
+def store_files(path: str | Path | StoreFiles) -> StoreFiles:
+    """The files of the store at a path or an address.
+
+    Raises:
+        StoreError: an address that is none, or the package for remote stores is missing.
+    """
+    if not isinstance(path, str | Path):
+        return path
+    location = store_location(path)
+    return RemoteFiles(location) if isinstance(location, StoreUrl) else LocalFiles(location)
+
+
+def _unfinished(files: StoreFiles) -> dict[str, int]:
+    """Groups that are being written: nobody writes to a server."""
+    return unfinished_groups(files.location) if isinstance(files.location, Path) else {}
+
+
+def _why_no_store(files: StoreFiles) -> str:
+    path = files.location
+    if not isinstance(path, Path):
+        return (
+            f"{files.where(MANIFEST)} is not there: {path} is no finished store. Check the address."
+        )
     if not path.exists():
         return f"{path} does not exist. Make a store with `kdcache import DATA -o {path}`."
     begun = unfinished_groups(path)
@@ -244,27 +332,27 @@ def _why_no_store(path: Path) -> str:
     return f"{path} is no kdcache store: it has no {MANIFEST}."
 
 
-def _check_digest(path: Path, name: str, manifest: Manifest) -> None:
+def _checked(files: StoreFiles, name: str, manifest: Manifest, limit: int) -> bytes:
+    """A file whose digest is what the manifest says."""
     try:
-        content = (path / name).read_bytes()
+        content = files.read(name, limit)
     except FileNotFoundError:
         raise StoreError(
-            f"{path / name} is missing: the store is incomplete. Fetch it again."
+            f"{files.where(name)} is missing: the store is incomplete. Fetch it again."
         ) from None
     digest, expected = hashlib.sha256(content).hexdigest(), manifest.digests.get(name, "none")
     if digest != expected:
         raise StoreError(
-            f"{path / name} has digest {digest[:12]}…, the manifest says {expected[:12]}…: it was "
-            f"edited or damaged. Fetch it again."
+            f"{files.where(name)} has digest {digest[:12]}…, the manifest says {expected[:12]}…: "
+            f"it was edited or damaged. Fetch it again."
         )
+    return content
 
 
-def _check_document(path: Path, name: str, expected: Json) -> None:
-    file = path / name
+def _check_document(files: StoreFiles, name: str, expected: Json) -> None:
+    file = files.where(name)
     try:
-        if file.stat().st_size > MAX_DOCUMENT_BYTES:
-            raise StoreError(f"{file} has {file.stat().st_size} bytes. It is not read.")
-        found = json.loads(file.read_bytes())
+        found = json.loads(files.read(name, MAX_DOCUMENT_BYTES))
     except FileNotFoundError:
         raise StoreError(f"{file} is missing: the store is incomplete. Fetch it again.") from None
     except ValueError as error:

@@ -56,7 +56,8 @@ def _window(store: Store, rows: IntArray, names: list[str]) -> Iterator[Structur
     found: list[Structure | None] = [None] * len(rows)
     for group in np.split(by_block, np.flatnonzero(np.diff(store.index.block[wanted])) + 1):
         block = int(store.index.block[rows[group[0]]])
-        arrays = {name: store.read(f"structures/{name}", [block]) for name in names}
+        with store.fetched([f"structures/{name}" for name in names], [block]):
+            arrays = {name: store.read(f"structures/{name}", [block]) for name in names}
         for place in group.tolist():
             found[place] = _structure(store, int(rows[place]), block, arrays)
     for structure in found:

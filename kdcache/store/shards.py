@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,9 @@ def write_shard_file(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    digest = hashlib.sha256()
     index = np.full((blocks_per_shard, 2), MISSING, "<u8")
     offset = 0
-    with open(partial, "wb", buffering=0) as file:
+    with open(partial, "wb", buffering=0) as file, _Digest() as digest:
         for i, block in enumerate(blocks):
             parts = _chunk(block, capacity, compressed)
             crc = 0
@@ -78,9 +78,10 @@ def write_shard_file(
         end += google_crc32c.value(end).to_bytes(CRC_BYTES, "little")
         _write(file.fileno(), [np.frombuffer(end, np.uint8)], digest)
         os.fsync(file.fileno())
+        sha256 = digest.hex()
     os.replace(partial, path)
     sync_directory(path.parent)
-    return Written(digest.hexdigest(), offset + len(end))
+    return Written(sha256, offset + len(end))
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -119,14 +120,26 @@ def read_chunk_bounds(
     Raises:
         StoreError: the file is shorter or longer than its index says, or the index is damaged.
     """
-    size = os.fstat(descriptor).st_size
+    size, tail = os.fstat(descriptor).st_size, index_size(blocks_per_shard)
+    data = os.pread(descriptor, tail, max(0, size - tail))
+    return chunk_bounds(size, data, where, n_blocks, blocks_per_shard, chunk_bytes)
+
+
+def chunk_bounds(
+    size: int,
+    data: bytes,
+    where: str,
+    n_blocks: int,
+    blocks_per_shard: int,
+    chunk_bytes: int | None,
+) -> npt.NDArray[np.int64]:
+    """As `read_chunk_bounds`, of a shard of `size` bytes whose last ones are `data`."""
     tail = index_size(blocks_per_shard)
     if chunk_bytes is not None and size != n_blocks * chunk_bytes + tail:
         raise StoreError(
             f"{where} has {size} bytes, {n_blocks * chunk_bytes + tail} are expected: it is "
             f"truncated or of another store. {FETCH_AGAIN}"
         )
-    data = os.pread(descriptor, tail, max(0, size - tail))
     body = data[:-CRC_BYTES]
     if len(data) != tail or google_crc32c.value(body) != int.from_bytes(data[-4:], "little"):
         raise StoreError(
@@ -185,9 +198,38 @@ def _chunk(block: Array, capacity: int, compressed: bool) -> list[Bytes]:
     return [np.frombuffer(compress(block), np.uint8)]
 
 
-def _write(descriptor: int, parts: list[Bytes], digest: hashlib._Hash) -> None:
+def _write(descriptor: int, parts: list[Bytes], digest: _Digest) -> None:
+    digest.update(parts)
     for part in parts:
         view = part.data
-        digest.update(view)
         while view:
             view = view[os.write(descriptor, view) :]
+
+
+class _Digest:
+    """SHA-256 on a thread of its own, as slow as all the rest of writing; one block waits."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="kdcache-hash")
+        self._waiting: Future[None] | None = None
+
+    def __enter__(self) -> _Digest:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._pool.shutdown()
+
+    def update(self, parts: list[Bytes]) -> None:
+        if self._waiting is not None:
+            self._waiting.result()
+        self._waiting = self._pool.submit(self._add, parts)
+
+    def hex(self) -> str:
+        if self._waiting is not None:
+            self._waiting.result()
+        return self._sha256.hexdigest()
+
+    def _add(self, parts: list[Bytes]) -> None:
+        for part in parts:
+            self._sha256.update(part.data)

@@ -7,7 +7,8 @@ Invariant: a store without problems holds what its manifest says, in every file 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from kdcache.progress import Progress, silent
 from kdcache.store.codecs import FLOATS
 from kdcache.store.contents import expected_files
 from kdcache.store.edges import check_edges, check_lengths
+from kdcache.store.files import StoreFiles
 from kdcache.store.manifest import Manifest, read_manifest
-from kdcache.store.reader import Store, open_store
+from kdcache.store.reader import Store, open_store, store_files
 from kdcache.structures import Structure
 
-READ_AT_ONCE = 4 * 2**20
+FETCHED_AT_ONCE = 8  # blocks of one field
 # Ground truth of a structure without labels is NaN; whatever a teacher says is finite.
 LABELS = ("energy", "forces")
 
@@ -60,12 +62,15 @@ class VerifyReport:
 
 
 def verify_store(
-    path: str | Path, *, data: Iterable[Structure] | None = None, progress: Progress = silent
+    path: str | Path | StoreFiles,
+    *,
+    data: Iterable[Structure] | None = None,
+    progress: Progress = silent,
 ) -> VerifyReport:
     """Check every digest, checksum, count and content hash of a store.
 
     Args:
-        path: of the store.
+        path: of the store, or its address; or its files.
         data: the dataset it is said to be made from, in its order: identity and labels are
             compared too.
         progress: shows bytes and structures.
@@ -73,19 +78,20 @@ def verify_store(
     Raises:
         StoreError: there is no finished store to check.
     """
-    path = Path(path)
+    files = store_files(path)
     report = VerifyReport()
     try:
-        store = open_store(path)
+        store = open_store(files)
     except StoreError as error:
-        manifest = read_manifest(path) if (path / "manifest.json").is_file() else None
-        if manifest is None:
-            raise
+        try:
+            manifest = read_manifest(files)
+        except FileNotFoundError:
+            raise error from None
         report.problems.append(str(error))
-        _check_digests(path, manifest, report, progress)
+        _check_digests(files, manifest, report, progress)
         return report
     _check_listing(store, report)
-    _check_digests(path, store.manifest, report, progress)
+    _check_digests(files, store.manifest, report, progress)
     _check_values(store, report, progress)
     _check_own_edges(store, report)
     if all(name in store.fields("structures") for name in ("positions", "cell", "pbc")):
@@ -106,9 +112,8 @@ def _check_listing(store: Store, report: VerifyReport) -> None:
 
 
 def _check_digests(
-    path: Path, manifest: Manifest, report: VerifyReport, progress: Progress
+    files: StoreFiles, manifest: Manifest, report: VerifyReport, progress: Progress
 ) -> None:
-    root = path.resolve()
     with progress("digests", len(manifest.digests), "files") as advance:
         for name, expected in sorted(manifest.digests.items()):
             advance()
@@ -117,12 +122,15 @@ def _check_digests(
                 continue
             digest = hashlib.sha256()
             try:
-                with open(root / name, "rb") as file:
-                    while content := file.read(READ_AT_ONCE):
-                        digest.update(content)
-                        report.n_bytes += len(content)
+                for content in files.stream(name):
+                    digest.update(content)
+                    report.n_bytes += len(content)
             except OSError as error:
-                report.problems.append(f"{name} cannot be read: {error.strerror}")
+                reason = error.strerror or "it is not there"
+                report.problems.append(f"{name} cannot be read: {reason}")
+                continue
+            except StoreError as error:
+                report.problems.append(str(error))
                 continue
             report.n_files += 1
             if digest.hexdigest() != expected:
@@ -140,13 +148,25 @@ def _check_values(store: Store, report: VerifyReport, progress: Progress) -> Non
     ]
     with progress("values", len(names) * store.plan.n_blocks, "blocks") as advance:
         for name, spec in names:
-            for block in range(store.plan.n_blocks):
-                advance()
-                try:
-                    _check_block(store, name, spec, block)
-                    report.n_blocks += 1
-                except StoreError as error:
-                    report.problems.append(str(error))
+            for start in range(0, store.plan.n_blocks, FETCHED_AT_ONCE):
+                blocks = range(start, min(start + FETCHED_AT_ONCE, store.plan.n_blocks))
+                with _fetched(store, name, blocks):
+                    for block in blocks:
+                        advance()
+                        try:
+                            _check_block(store, name, spec, block)
+                            report.n_blocks += 1
+                        except StoreError as error:
+                            report.problems.append(str(error))
+
+
+@contextmanager
+def _fetched(store: Store, name: str, blocks: range) -> Iterator[None]:
+    """As `Store.fetched`; what it cannot fetch is found again, and said, block by block."""
+    with ExitStack() as stack:
+        with suppress(StoreError):
+            stack.enter_context(store.fetched([name], blocks))
+        yield
 
 
 def _check_block(store: Store, name: str, spec: FieldSpec, block: int) -> None:

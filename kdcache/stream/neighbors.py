@@ -14,16 +14,17 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.graphs import GraphRule, neighbor_list, restrict
+from kdcache.graphs import GraphRule, neighbor_list, restrict_all
 from kdcache.progress import Progress, silent
 from kdcache.store import Store
+from kdcache.stream.buffers import FieldReads
 from kdcache.structures import IntArray
 
 
@@ -54,13 +55,17 @@ class StoredNeighbors:
 
     store: Store
     group: str = "structures"
+    _fields: FieldReads = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_fields", FieldReads(self.store))
 
     def read(self, blocks: Sequence[int]) -> BlockEdges:
         plan = self.store.plans[self.group]
         return BlockEdges(
             n_edges=plan.n_edges[block_rows(self.store, blocks)],
-            edge_index=self.store.read(f"{self.group}/edge_index", blocks),
-            edge_shift=self.store.read(f"{self.group}/edge_shift", blocks),
+            edge_index=self._fields.read(f"{self.group}/edge_index", blocks),
+            edge_shift=self._fields.read(f"{self.group}/edge_shift", blocks),
         )
 
 
@@ -73,28 +78,61 @@ class RestrictedNeighbors:
     rule: GraphRule
 
     def read(self, blocks: Sequence[int]) -> BlockEdges:
-        store = self.store
-        whole = self.whole.read(blocks)
-        n_atoms = store.index.n_atoms[block_rows(store, blocks)]
-        first_atom = np.cumsum(n_atoms) - n_atoms
-        owner = np.repeat(np.arange(len(n_atoms)), n_atoms)
-        edges = restrict(
-            whole.edge_index.T + np.repeat(first_atom, whole.n_edges),
-            whole.edge_shift,
-            store.read("structures/positions", blocks),
-            store.read("structures/cell", blocks),
-            owner,
-            self.rule,
-        )
+        return _cut(self.store, self.whole, [self.rule], blocks)[0]
+
+
+def read_lists(lists: Mapping[str, Neighbors], blocks: Sequence[int]) -> dict[str, BlockEdges]:
+    """Several neighbour lists of the same blocks, by name.
+
+    Those that are cut out of one whole list are cut out of one reading of it.
+    """
+    found: dict[str, BlockEdges] = {}
+    for name, neighbors in lists.items():
+        if name in found:
+            continue
+        if not isinstance(neighbors, RestrictedNeighbors):
+            found[name] = neighbors.read(blocks)
+            continue
+        whole = neighbors.whole
+        alike = {
+            other: each.rule
+            for other, each in lists.items()
+            if isinstance(each, RestrictedNeighbors) and each.whole == whole
+        }
+        cut = _cut(neighbors.store, whole, list(alike.values()), blocks)
+        found |= dict(zip(alike, cut, strict=True))
+    return found
+
+
+def _cut(
+    store: Store, neighbors: Neighbors, rules: Sequence[GraphRule], blocks: Sequence[int]
+) -> list[BlockEdges]:
+    whole = neighbors.read(blocks)
+    n_atoms = store.index.n_atoms[block_rows(store, blocks)]
+    first_atom = np.cumsum(n_atoms) - n_atoms
+    owner = np.repeat(np.arange(len(n_atoms)), n_atoms)
+    lists = restrict_all(
+        whole.edge_index.T + np.repeat(first_atom, whole.n_edges),
+        whole.edge_shift,
+        store.read("structures/positions", blocks),
+        store.read("structures/cell", blocks),
+        owner,
+        rules,
+    )
+    found = []
+    for edges in lists:
         structure = owner[edges.edge_index[1]]
-        return BlockEdges(
-            n_edges=np.bincount(structure, minlength=len(n_atoms)),
-            edge_index=edges.edge_index.T - first_atom[structure, None],
-            edge_shift=edges.edge_shift,
+        found.append(
+            BlockEdges(
+                n_edges=np.bincount(structure, minlength=len(n_atoms)),
+                edge_index=edges.edge_index.T - first_atom[structure, None],
+                edge_shift=edges.edge_shift,
+            )
         )
+    return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MappedNeighbors:
     """Lists in flat files: edge_index.npy, edge_shift.npy, edge_start.npy in store order."""
 
@@ -128,8 +166,21 @@ def block_rows(store: Store, blocks: Sequence[int]) -> IntArray:
     return np.concatenate([np.arange(s.start, s.stop) for s in slices])
 
 
+def stored_fields(neighbors: Neighbors) -> list[str]:
+    """Fields of the store that a list is read from; none where it lies in files of its own."""
+    while isinstance(neighbors, RestrictedNeighbors):
+        neighbors = neighbors.whole
+    if not isinstance(neighbors, StoredNeighbors):
+        return []
+    return [f"{neighbors.group}/edge_index", f"{neighbors.group}/edge_shift"]
+
+
 def count_edges(store: Store, neighbors: Neighbors) -> IntArray:
-    """[n_structures] edges of every structure, in store order; reads the lists once."""
+    """[n_structures] edges of every structure, in store order; a list that is cut is read once."""
+    if isinstance(neighbors, StoredNeighbors):
+        return store.plans[neighbors.group].n_edges
+    if isinstance(neighbors, MappedNeighbors):
+        return np.diff(neighbors.edge_start)
     blocks = range(store.plan.n_blocks)
     return np.concatenate([neighbors.read([block]).n_edges for block in blocks]).astype(np.int64)
 
@@ -180,6 +231,8 @@ def further_neighbors(
         return {}
     widest = GraphRule(max(rule.cutoff for rule in rules.values()))
     whole = neighbors_for(store, widest, cache, threads=threads, progress=progress)
+    if isinstance(whole, RestrictedNeighbors):
+        whole = whole.whole  # cut once, not twice
     return {name: RestrictedNeighbors(store, whole, rule) for name, rule in rules.items()}
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.store import Store
+from kdcache.stream.buffers import FieldReads
 from kdcache.stream.edges import match_block_edges, teacher_edges
-from kdcache.stream.neighbors import Neighbors, block_rows
+from kdcache.stream.neighbors import Neighbors, block_rows, read_lists, stored_fields
 from kdcache.stream.window import (
     Array,
     Window,
@@ -45,6 +46,7 @@ class WindowReader:
         truth: group they are read from; a teacher's, where it stands in for the ground truth.
         origin_weight: weight of these structures in every loss; None where nothing is mixed.
         dtype: floating dtype of the batches.
+        keep_half: leave what is stored as float16 so, for a GPU to widen.
     """
 
     store: Store
@@ -57,10 +59,31 @@ class WindowReader:
     truth: str = "structures"
     origin_weight: float | None = None
     dtype: npt.DTypeLike = np.float32
+    keep_half: bool = False
+    _fields: FieldReads = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._fields = FieldReads(self.store)
 
     def read(self, blocks: IntArray) -> Window:
         """The structures of `blocks`, in store order."""
         chosen = [int(block) for block in blocks]
+        with self.store.fetched(self._stored_fields(), chosen):
+            return self._read(chosen)
+
+    def _stored_fields(self) -> list[str]:
+        """What `_read` reads of the store, so that a server is asked for all of it at once."""
+        known = self.store.fields("structures")
+        names = [*INPUTS, *(name for name in OPTIONAL if name.split("/")[1] in known)]
+        names += [f"{self.truth}/energy", f"{self.truth}/forces"] if self.labels else []
+        names += [f"teachers/{name}" for name in self.teacher_fields]
+        lists = [self.neighbors, *self.further.values()]
+        for name in self.teacher_fields:
+            if self.store.spec(f"teachers/{name}").level == "edge":
+                lists.append(teacher_edges(self.store, name.rpartition("/")[0]))
+        return names + [name for neighbors in lists for name in stored_fields(neighbors)]
+
+    def _read(self, chosen: list[int]) -> Window:
         rows = block_rows(self.store, chosen)
         n_atoms = self.store.index.n_atoms[rows]
         arrays: dict[str, Array] = {}
@@ -70,7 +93,7 @@ class WindowReader:
         truth = [f"{self.truth}/energy", f"{self.truth}/forces"] if self.labels else []
         for name in (*INPUTS, *optional, *truth):
             group, _, short = name.rpartition("/")
-            arrays[short] = self.store.read(name, chosen)
+            arrays[short] = self._fields.read(name, chosen)
             levels[short] = self.store.fields(group)[short].level
         table = reference_table(self.references)
         reference = {
@@ -79,13 +102,14 @@ class WindowReader:
         }
         if self.labels:
             arrays["energy"] = arrays["energy"] - reference["structure"]
-        edges = self.neighbors.read(chosen)
+        lists = read_lists({"": self.neighbors, **self.further}, chosen)
+        edges = lists.pop("")
         arrays["edge_index"], levels["edge_index"] = edges.edge_index, "edge"
         arrays["edge_shift"], levels["edge_shift"] = edges.edge_shift, "edge"
         matches: dict[str, IntArray] = {}
         for name in self.teacher_fields:
             spec = self.store.spec(f"teachers/{name}")
-            array = self.store.read(f"teachers/{name}", chosen)
+            array = self._fields.read(f"teachers/{name}", chosen)
             arrays[name] = array - reference[spec.level] if spec.unit == "eV" else array
             levels[name] = spec.level
             if spec.level == "edge":
@@ -98,8 +122,6 @@ class WindowReader:
         if self.labels and self.labelled is not None:
             hidden = ~self.labelled[rows]
             arrays["energy"][hidden] = np.nan
-            # read() may hand out memory it shares, so labels are hidden in a copy.
-            arrays["forces"] = arrays["forces"].copy()
             arrays["forces"][np.repeat(hidden, n_atoms)] = np.nan
         arrays["weight"] = self.store.index.weight[rows]
         levels["weight"] = "structure"
@@ -108,13 +130,20 @@ class WindowReader:
             arrays["weight"] = arrays["weight"] * self.origin_weight
             levels["origin_weight"] = "structure"
         further_edges = {}
-        for name, neighbors in self.further.items():
-            edges_of = neighbors.read(chosen)
+        for name, edges_of in lists.items():
             arrays[f"edge_index@{name}"], levels[f"edge_index@{name}"] = edges_of.edge_index, name
             arrays[f"edge_shift@{name}"], levels[f"edge_shift@{name}"] = edges_of.edge_shift, name
             further_edges[name] = edges_of.n_edges
         return Window(
-            rows, n_atoms, edges.n_edges, arrays, levels, self.dtype, further_edges, matches
+            rows,
+            n_atoms,
+            edges.n_edges,
+            arrays,
+            levels,
+            self.dtype,
+            further_edges,
+            matches,
+            self.keep_half,
         )
 
 

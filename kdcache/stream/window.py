@@ -6,6 +6,7 @@ Invariant: atom and edge rows of a structure are contiguous, structures in the w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from kdcache.graphs import Edges, GraphRule, neighbor_list
+from kdcache.store.halves import convert, tiles
 from kdcache.structures import (
     DEFAULT_TAG,
     MAX_ATOMIC_NUMBER,
@@ -39,9 +41,20 @@ def range_rows(starts: IntArray, counts: IntArray) -> IntArray:
         [5, 6, 0, 1, 2]
     """
     ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
-    rows: IntArray = np.arange(total) + np.repeat(starts - (ends - counts), counts)
+    rows: IntArray = np.repeat(starts - (ends - counts), counts)
+    rows += np.arange(len(rows))
     return rows
+
+
+def floating(array: Array, dtype: npt.DTypeLike) -> Array:
+    """The same numbers in another floating dtype; the array itself where it has it."""
+    if array.dtype != np.float16 or array.dtype == dtype:
+        return array.astype(dtype, copy=False)
+    rows = array.reshape(len(array), math.prod(array.shape[1:]))
+    wide = np.empty(rows.shape, dtype)
+    for tile in tiles(*rows.shape):
+        convert(rows[tile], wide[tile])
+    return wide.reshape(array.shape)
 
 
 def take_matched(array: Array, rows: IntArray) -> Array:
@@ -70,6 +83,7 @@ class Window:
             as `edge_index@name` and `edge_shift@name`.
         matches: [n_edges] row of every edge in arrays of a level of this name, -1 where they have
             none; such an edge is given NaN.
+        keep_half: leave float16 as it is, to be widened on a GPU: half the bytes to copy there.
     """
 
     rows: IntArray
@@ -80,6 +94,7 @@ class Window:
     dtype: npt.DTypeLike = np.float32
     further_edges: dict[str, IntArray] = field(default_factory=dict)
     matches: dict[str, IntArray] = field(default_factory=dict)
+    keep_half: bool = False
     _counts: dict[str, IntArray] = field(default_factory=dict)
     _starts: dict[str, IntArray] = field(default_factory=dict)
 
@@ -107,8 +122,9 @@ class Window:
                 taken = take_matched(array, lookup[level])
             else:
                 taken = np.take(array, lookup[level], axis=0)
-            if taken.dtype.kind == "f" or name.startswith("edge_shift"):
-                taken = taken.astype(self.dtype, copy=False)
+            left_half = self.keep_half and taken.dtype == np.float16
+            if (taken.dtype.kind == "f" or name.startswith("edge_shift")) and not left_half:
+                taken = floating(taken, self.dtype)
             gathered[name] = taken
         gathered["n_atoms"] = self.n_atoms[index]
         gathered["n_edges"] = self.n_edges[index]
@@ -130,11 +146,9 @@ def make_batch(parts: Sequence[dict[str, Array]]) -> Batch:
 
     def graph(suffix: str) -> Graph:
         shift = np.repeat(first_atom, whole[f"n_edges{suffix}"])
-        edge_index = whole[f"edge_index{suffix}"].astype(np.int64).T + shift
-        return Graph(
-            torch.from_numpy(np.ascontiguousarray(edge_index)),
-            torch.from_numpy(whole[f"edge_shift{suffix}"]),
-        )
+        edge_index = np.empty((2, len(shift)), np.int64)
+        np.add(whole[f"edge_index{suffix}"].T, shift, out=edge_index)
+        return Graph(torch.from_numpy(edge_index), torch.from_numpy(whole[f"edge_shift{suffix}"]))
 
     def tensor(name: str) -> torch.Tensor | None:
         return torch.from_numpy(whole[name]) if name in whole else None

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdcache.checkpoint import load_potential, potential_card, potential_digest
+from kdcache.checkpoint import (
+    load_potential,
+    potential_card,
+    potential_digest,
+    state_directories,
+)
+from kdcache.config import load_config
+from kdcache.errors import ConfigError
 from kdcache.fields import FieldSpec
 from kdcache.graphs import GraphRule
 from kdcache.models.edges import TO_NODE, TO_VECTOR, edge_to_node, edge_to_vector
@@ -24,6 +33,8 @@ from kdcache.models.potential import Potential
 from kdcache.models.taps import Tap, Taps
 from kdcache.stream.probe import tap_specs
 from kdcache.structures import Batch
+
+log = logging.getLogger(__name__)
 
 
 class NativeTeacher:
@@ -124,4 +135,27 @@ def load_native(
         TrainingError: no model there, or a damaged one.
         ConfigError: a tap names no module, or one that gives no such feature.
     """
-    return NativeTeacher(load_potential(path, device=device).to(dtype), taps)
+    teacher = NativeTeacher(load_potential(path, device=device).to(dtype), taps)
+    _warn_of_unfinished(Path(path))
+    return teacher
+
+
+def _warn_of_unfinished(run: Path) -> None:
+    """One line where the run has steps left: its model is the best so far, not the last word."""
+    run = run if run.is_dir() else run.parent
+    states = state_directories(run)
+    if not states:
+        return
+    step = json.loads((states[-1] / "state.json").read_text())["step"]
+    try:
+        last = load_config(run / "config.yaml").training.max_steps
+    except ConfigError:
+        return  # no settings beside it, or of another version: a teacher all the same
+    if step < last:
+        log.warning(
+            "%s is a run that stopped at step %d of %d, so its model is half-trained and all that "
+            "learn from it follow it. Finish the training first, or go on if that is meant.",
+            run,
+            step,
+            last,
+        )

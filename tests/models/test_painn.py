@@ -207,11 +207,13 @@ def test_forward_pass_compiles_as_one_graph_for_all_sizes() -> None:
 
     compiled = torch.compile(model, backend=keep, fullgraph=True, dynamic=True)
     # Not two structures at first: torch would take their number for the two rows of edge_index.
-    small, large = (
+    for structures in (
         [molecule(5)] * 4,
         [molecule(6), molecule(4), crystal(), molecule(1), molecule(7)],
-    )
-    for structures in (small, large):
+        [molecule(3), molecule(8)],
+        [crystal(), molecule(2), molecule(9)],
+        [molecule(4)] * 7,
+    ):
         batch = make_batch(structures, model.graph_rule, torch.float32)
         found, expected = compiled(batch), model(batch)
         torch.testing.assert_close(found.forces, expected.forces)

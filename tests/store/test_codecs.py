@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -25,6 +26,7 @@ from kdcache.store.codecs import (
     to_compact,
     to_half,
 )
+from kdcache.store.halves import convert, tiles
 
 # The ends of float32 have a test of their own.
 FLOATS = st.floats(-60000, 60000, width=32).map(lambda x: x if abs(x) > 1e-20 else 0.0)
@@ -42,6 +44,53 @@ def test_half_is_the_nearest_float16_and_its_error_is_recorded(
     wide = values.astype(np.float64)
     assert error.square_error == pytest.approx(((wide - stored) ** 2).sum(), rel=1e-4)
     assert error.square_value == pytest.approx((wide**2).sum(), rel=1e-4)
+
+
+BITS = st.integers(0, 2**32 - 1)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(BITS, min_size=1, max_size=200))
+def test_any_float32_becomes_the_same_half_with_and_without_torch(bits: list[int]) -> None:
+    import torch
+
+    assert torch.__name__ in sys.modules
+    values = np.array(bits, np.uint32).view(np.float32)
+    values = values[np.abs(values) < 65504]  # what a guard lets through; NaN is not below
+    borrowed, own = np.empty(len(values), np.float16), values.astype(np.float16)
+    convert(values, borrowed)
+    assert borrowed.tobytes() == own.tobytes()
+    widened = np.empty(len(values), np.float32)
+    convert(own, widened)
+    assert widened.tobytes() == own.astype(np.float32).tobytes()
+
+
+def test_float64_is_rounded_once() -> None:
+    # Just above the middle of two halves; float32 would drop what tells it from the middle.
+    value = np.array([1 + 2**-11 + 2**-40])
+    out = np.empty(1, np.float16)
+    convert(value, out)
+    assert out[0] == np.float16(1 + 2**-10)
+
+
+def test_many_rows_are_encoded_in_tiles_as_a_whole() -> None:
+    values = np.random.default_rng(0).standard_normal((300, 3, 128), dtype=np.float32)
+    assert len(tiles(300, 384)) > 2
+    error = EncodingError()
+    assert to_half(values, error).tobytes() == values.astype(np.float16).tobytes()
+    wide = values.astype(np.float64)
+    assert error.square_error == pytest.approx(
+        ((wide - values.astype(np.float16)) ** 2).sum(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan])
+def test_a_half_that_is_not_finite_is_seen(wrong: float) -> None:
+    values = np.array([[0.0, -65504.0], [wrong, 65504.0]], np.float16)
+    with pytest.raises(UnstorableValue) as caught:
+        guard(values, "half", "stop", "stop", EncodingError())
+    assert caught.value.row == 1
+    assert guard(values[:1], "half", "stop", "stop", EncodingError()) is not None
 
 
 @settings(deadline=None, max_examples=50)

@@ -6,18 +6,21 @@ import threading
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from kdcache.fields import FieldSpec
 from kdcache.graphs import GraphRule
 from kdcache.store import GroupWriter, Store, TeacherEntry, add_teacher, open_store
 from kdcache.stream.loader import Loader
-from kdcache.stream.neighbors import BlockEdges, neighbors_for
+from kdcache.stream.neighbors import BlockEdges, count_edges, neighbors_for
 from kdcache.stream.reader import WindowReader, sequential
-from kdcache.stream.sampler import BlockShuffle
+from kdcache.stream.sampler import BlockShuffle, Budget
 from kdcache.stream.window import collate
 from kdcache.structures import Batch
 from tests.chain import CUTOFF, REFERENCES, make_store
@@ -69,19 +72,19 @@ def write_numbers(store: Store, writer: GroupWriter) -> None:
 
 
 def reader(store: Store, **changes: object) -> WindowReader:
-    settings: dict[str, object] = {
+    arguments: dict[str, object] = {
         "teacher_fields": tuple(f"numbers/{spec.name}" for spec in FIELDS),
         "references": REFERENCES,
         "dtype": np.float64,
     }
     neighbors = neighbors_for(store, RULE, Path("unused"))
-    return WindowReader(store, neighbors, **{**settings, **changes})  # type: ignore[arg-type]
+    return WindowReader(store, neighbors, **{**arguments, **changes})  # type: ignore[arg-type]
 
 
 def sampler(store: Store, rows: Sequence[int] | None = None, **changes: int) -> BlockShuffle:
     chosen = np.arange(len(store.index)) if rows is None else np.array(rows)
-    settings = {"batch_size": 7, "seed": 3, "window_blocks": 4, **changes}
-    return BlockShuffle(store.index.block, chosen, **settings)
+    arguments = {"batch_size": 7, "seed": 3, "window_blocks": 4, **changes}
+    return BlockShuffle(store.index.block, chosen, **arguments)
 
 
 def batches(
@@ -143,6 +146,18 @@ def test_features_stay_with_their_atoms(store: Store) -> None:
         assert torch.allclose(teacher["atomic_energy"], s + k / 8, rtol=0, atol=4e-6)
 
 
+def test_half_features_stay_half_for_a_bus_and_widen_to_the_same(store: Store) -> None:
+    order = sampler(store)
+    widened = batches(store, [order], order.steps_per_epoch, dtype=np.float32)
+    kept = batches(store, [order], order.steps_per_epoch, dtype=np.float32, keep_half=True)
+    for one, other in zip(kept, widened, strict=True):
+        dtypes = {name: value.dtype for name, value in one.teacher.items()}
+        assert dtypes.pop("numbers/node") == torch.float16
+        assert set(dtypes.values()) == {torch.float32}
+        moved = one.to(torch.device("cpu"), torch.float32)
+        assert all(torch.equal(moved.teacher[name], other.teacher[name]) for name in other.teacher)
+
+
 @pytest.mark.parametrize("start", [1, 6, 8, 9, 25, 1000])
 def test_a_stream_from_any_step_gives_the_same_batches(store: Store, start: int) -> None:
     order = sampler(store)
@@ -151,6 +166,46 @@ def test_a_stream_from_any_step_gives_the_same_batches(store: Store, start: int)
     assert batch.rows.tolist() == order.batch_rows(start).tolist()
     if start < 30:
         assert_same(batch, batches(store, [order], start + 1)[-1])
+
+
+@settings(max_examples=15)
+@given(
+    n_processes=st.integers(1, 7),
+    rule=st.sampled_from(["structures", "atoms", "edges", "both"]),
+    seed=st.integers(0, 99),
+    start=st.integers(0, 40),
+    data=st.data(),
+)
+def test_processes_together_get_the_batches_of_one_from_any_step(
+    n_processes: int, rule: str, seed: int, start: int, data: st.DataObject, store: Store
+) -> None:
+    n_edges = count_edges(store, neighbors_for(store, RULE, Path("unused")))
+    room = data.draw(st.integers(n_processes + 1, n_processes + 9))
+    cut: dict[str, Any] = {"batch_size": n_processes * data.draw(st.integers(1, 3))}
+    if rule != "structures":
+        max_atoms = None if rule == "edges" else 6 * room
+        max_edges = None if rule == "atoms" else int(n_edges.max()) * room
+        n_atoms = store.index.n_atoms
+        cut = {"budget": Budget.of(n_atoms, n_edges, max_atoms=max_atoms, max_edges=max_edges)}
+    order = BlockShuffle(store.index.block, np.arange(60), seed=seed, window_blocks=4, **cut)
+    assume(order.fewest >= n_processes)
+    held: list[list[list[int]]] = []
+    for rank in range(n_processes):
+        lanes = [(reader(store, teacher_fields=()), order)]
+        with Loader(lanes, start_step=start, rank=rank, n_processes=n_processes) as loader:
+            held.append([batch_rows(batch) for batch in islice(loader, 3)])
+    for k in range(3):
+        parts = [steps[k] for steps in held]
+        assert all(parts)
+        whole = order.batch_rows(start + k).tolist()
+        assert sorted(row for part in parts for row in part) == sorted(whole)
+        # Each in the order of the whole: a batch does not depend on where the stream began.
+        assert all(part == [row for row in whole if row in part] for part in parts)
+
+
+def batch_rows(batch: Batch) -> list[int]:
+    assert batch.rows is not None
+    return [int(row) for row in batch.rows]
 
 
 def test_two_samplers_share_every_batch(store: Store) -> None:

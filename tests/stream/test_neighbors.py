@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +14,16 @@ from kdcache.graphs import GraphRule, neighbor_list
 from kdcache.progress import Advance, silent
 from kdcache.store import Store
 from kdcache.stream.neighbors import (
+    BlockEdges,
     MappedNeighbors,
     Neighbors,
     RestrictedNeighbors,
     StoredNeighbors,
     block_rows,
     count_edges,
+    further_neighbors,
     neighbors_for,
+    read_lists,
 )
 from tests.chain import make_store, structures
 
@@ -165,3 +168,44 @@ def test_a_store_without_a_single_edge_has_empty_lists(bare: Store, tmp_path: Pa
     assert edges.edge_index.shape == (0, 2)
     assert edges.edge_shift.shape == (0, 3)
     assert not edges.n_edges.any()
+
+
+class Counted:
+    """A whole list that counts how often it is read."""
+
+    def __init__(self, whole: Neighbors) -> None:
+        self.whole = whole
+        self.reads = 0
+
+    def read(self, blocks: Sequence[int]) -> BlockEdges:
+        self.reads += 1
+        return self.whole.read(blocks)
+
+
+def test_lists_cut_out_of_one_whole_list_read_it_once(stored: Store) -> None:
+    rules = {"": GraphRule(2.5), "limited": GraphRule(3.0, 3), "wide": GraphRule(3.5, 4, True)}
+    whole = Counted(StoredNeighbors(stored))
+    lists: dict[str, Neighbors] = {
+        name: RestrictedNeighbors(stored, whole, rule) for name, rule in rules.items()
+    }
+    lists["kept"] = StoredNeighbors(stored)
+    found = read_lists(lists, [2, 0])
+    assert whole.reads == 1
+    assert found.keys() == lists.keys()
+    for name, neighbors in lists.items():
+        alone = neighbors.read([2, 0])
+        for part in ("n_edges", "edge_index", "edge_shift"):
+            np.testing.assert_array_equal(getattr(found[name], part), getattr(alone, part))
+
+
+def test_further_lists_and_the_main_one_come_out_of_the_stored_list(
+    stored: Store, tmp_path: Path
+) -> None:
+    rules = {"a": GraphRule(3.0), "b": GraphRule(3.5, 4)}
+    lists = further_neighbors(stored, rules, tmp_path)
+    lists["main"] = neighbors_for(stored, GraphRule(2.5), tmp_path)
+    for name, rule in (*rules.items(), ("main", GraphRule(2.5))):
+        found = lists[name]
+        assert isinstance(found, RestrictedNeighbors)
+        assert found.whole == StoredNeighbors(stored)
+        assert_lists(found, stored, rule)

@@ -14,7 +14,16 @@ from kdcache.models.taps import Tap
 from kdcache.stream.window import collate
 from kdcache.teachers import NativeTeacher, load_teacher
 from kdcache.testing import check_teacher
-from tests.chain import PAINN, REFERENCES, SCHNET, make_potential, structures
+from kdcache.train import train_student
+from tests.chain import (
+    PAINN,
+    REFERENCES,
+    SCHNET,
+    make_potential,
+    make_store,
+    structures,
+    student,
+)
 from tests.test_dump_edges import make_teacher
 
 MODELS = pytest.mark.parametrize("model", [PAINN, SCHNET], ids=["painn", "schnet"])
@@ -133,3 +142,17 @@ def test_what_cannot_be_loaded_is_refused(
 def test_a_directory_without_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="holds no trained model"):
         load_teacher("native", str(tmp_path))
+
+
+def test_a_run_with_steps_left_is_named_with_its_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make_store(tmp_path)
+    config = student("training.max_steps=4", "training.eval_every=2")
+    train_student(store.path, tmp_path / "run", config, stop_after=2)
+    load_teacher("native", str(tmp_path / "run"))
+    assert [r.getMessage() for r in caplog.records if "step 2 of 4" in r.getMessage()]
+    caplog.clear()
+    train_student(store.path, tmp_path / "run", config)
+    load_teacher("native", str(tmp_path / "run"))
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]

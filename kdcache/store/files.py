@@ -1,0 +1,166 @@
+"""The files of a store by their names within it: the one door to a disk or a server.
+
+Owns finding and reading bytes; what they mean is everybody else's. Read only, safe to use from
+several threads. Invariant: no name leads out of the store.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+from kdcache.errors import StoreError
+from kdcache.store.location import StoreUrl
+from kdcache.store.shards import Bytes, read_into
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+READ_AT_ONCE = 4 * 2**20
+
+
+class Range(NamedTuple):
+    """Bytes [start, end) of a file of a store."""
+
+    name: str
+    start: int
+    end: int
+
+
+class OpenFile(Protocol):
+    """A file of a store, open for reading."""
+
+    def tail(self, n_bytes: int) -> tuple[int, bytes]:
+        """Size of the file, and its last bytes: fewer where it is shorter."""
+
+    def read_into(self, buffers: Sequence[Bytes], offset: int) -> None:
+        """Fill buffers one after another; StoreError where the file ends before."""
+
+    def close(self) -> None:
+        """Give it back."""
+
+
+class StoreFiles(Protocol):
+    """The files of one store. A missing file is a FileNotFoundError, all else a StoreError."""
+
+    @property
+    def location(self) -> Path | StoreUrl:
+        """Of the store."""
+
+    @property
+    def is_remote(self) -> bool:
+        """A request takes as long as reading megabytes."""
+
+    def where(self, name: str) -> str:
+        """A file's full path or address, for messages."""
+
+    def size(self, name: str) -> int:
+        """Bytes in a file."""
+
+    def read(self, name: str, limit: int) -> bytes:
+        """All of a small file; StoreError, before anything is read, where it exceeds `limit`."""
+
+    def stream(self, name: str) -> Iterator[bytes]:
+        """All of a file, piece by piece."""
+
+    def open(self, name: str) -> OpenFile:
+        """A file, to read parts of it."""
+
+    def each(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Results of `work`, several at once where waiting is what takes the time."""
+
+    def fetched(self, ranges: Sequence[Range]) -> AbstractContextManager[None]:
+        """Within it, these ranges are on their way or there, all at once."""
+
+    def forget(self, name: str) -> bool:
+        """Drop a copy of a file that turned out damaged; whether there was one."""
+
+
+class LocalFile:
+    """An open file on a disk: reads go straight into the caller's memory."""
+
+    __slots__ = ("_descriptor", "_where")
+
+    def __init__(self, descriptor: int, where: str) -> None:
+        self._descriptor = descriptor
+        self._where = where
+
+    def tail(self, n_bytes: int) -> tuple[int, bytes]:
+        size = os.fstat(self._descriptor).st_size
+        return size, os.pread(self._descriptor, n_bytes, max(0, size - n_bytes))
+
+    def read_into(self, buffers: Sequence[Bytes], offset: int) -> None:
+        read_into(self._descriptor, self._where, buffers, offset)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class LocalFiles:
+    """A store in a directory."""
+
+    is_remote = False
+
+    def __init__(self, path: Path) -> None:
+        self.location = path
+        self._root = str(path)
+        self._paths: dict[str, str] = {}
+
+    def where(self, name: str) -> str:
+        path = self._paths.get(name)
+        if path is None:  # joined once: a small read takes little longer than that
+            path = self._paths[name] = os.path.join(self._root, inside(name))
+        return path
+
+    def size(self, name: str) -> int:
+        return os.stat(self.where(name)).st_size
+
+    def read(self, name: str, limit: int) -> bytes:
+        path = self.where(name)
+        check_size(path, os.stat(path).st_size, limit)
+        with open(path, "rb") as file:
+            return file.read()
+
+    def stream(self, name: str) -> Iterator[bytes]:
+        with open(self.where(name), "rb") as file:
+            while piece := file.read(READ_AT_ONCE):
+                yield piece
+
+    def open(self, name: str) -> LocalFile:
+        path = self.where(name)
+        return LocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
+
+    def each(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        return [work(item) for item in items]
+
+    def fetched(self, ranges: Sequence[Range]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def forget(self, name: str) -> bool:
+        return False
+
+
+def inside(name: str) -> str:
+    """A name that stays within the store.
+
+    Raises:
+        StoreError: it does not.
+    """
+    if not name or name[0] == "/" or ".." in name.split("/"):
+        raise StoreError(f"{name!r} is outside the store. It is not read.")
+    return name
+
+
+def check_size(where: str, size: int, limit: int) -> None:
+    """A file is small enough to be read whole.
+
+    Raises:
+        StoreError: it is not.
+    """
+    if size > limit:
+        raise StoreError(
+            f"{where} has {size} bytes, at most {limit} are expected of it. It is not read."
+        )
