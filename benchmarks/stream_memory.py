@@ -1,6 +1,6 @@
 """Memory of the stream beyond its two windows, and how it grows with the store.
 
-    python benchmarks/stream_memory.py [--structures 3000] [--json FILE]
+    python benchmarks/stream_memory.py [--structures 5500] [--json FILE]
 
 Stores of 1, 4 and 16 times as many structures, each streamed for a while in a process of its own.
 Counted is the resident memory at its peak, over that before the loader was made and the store's
@@ -34,13 +34,13 @@ from kdcache.stream.sampler import BlockShuffle
 BARS = {"windows": 1.1, "growth": 0.03}
 SIZES = (1, 4, 16)
 STEPS = 400
-WINDOW_BLOCKS = 8  # the smallest store has four windows
+WINDOW_BLOCKS = 16  # as training reads; the smallest store has four windows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--structures", type=int, default=3000, help="of the smallest store")
-    parser.add_argument("--channels", type=int, default=128)
+    parser.add_argument("--structures", type=int, default=5500, help="of the smallest store")
+    parser.add_argument("--channels", type=int, default=256)
     parser.add_argument("--work", type=Path, help="keep the stores here, and use those that are")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--stream", type=Path, help=argparse.SUPPRESS)

@@ -20,7 +20,7 @@ import torch
 
 import kdcache
 from kdcache.errors import ConfigError, StoreError, TeacherError, did_you_mean
-from kdcache.fields import GRAPH_FIELDS, Codec, FieldSpec
+from kdcache.fields import GRAPH_FIELDS, Codec, FieldSpec, Level
 from kdcache.ingest import ImportOptions, check_dataset, import_dataset
 from kdcache.progress import Progress, silent
 from kdcache.store import BlockPlan, GroupWriter, Store, TeacherEntry, add_teacher, open_store
@@ -188,14 +188,17 @@ def _run(
         progress(f"dump {options.name}", n_pending, "structures") as advance,
     ):
         written: Future[Any] | None = None
-        for shard in pending:
-            rows = _ShardRows(writer.plan, shard)
+        # One is filled while the other is written.
+        room = [_ShardRows(writer.plan, pending), _ShardRows(writer.plan, pending)]
+        for k, shard in enumerate(pending):
+            rows = room[k % 2]
+            rows.begin()
             for window in _shard_windows(store, reader, shard, reading):
                 _compute(teacher, window, specs, options, rows)
                 advance(len(window.rows))
             if written is not None:
                 written.result()  # at most one shard waits: memory stays bounded
-            written = writing.submit(writer.write_shard, shard, rows.arrays)
+            written = writing.submit(writer.write_shard, shard, rows.arrays())
         if written is not None:
             written.result()
     return n_pending
@@ -215,21 +218,37 @@ def _shard_windows(
 
 
 class _ShardRows:
-    """Fields of one shard, filled from its first row on: whole edges have room to be held once."""
+    """Fields of one shard, filled from its first row on.
 
-    def __init__(self, plan: BlockPlan, shard: int) -> None:
-        self.arrays: dict[str, Array] = {}
+    The memory serves shard after shard: fresh memory for each takes longer to get, page by page,
+    than to fill, and that on the thread which runs the teacher.
+    """
+
+    def __init__(self, plan: BlockPlan, shards: Sequence[int]) -> None:
         self._plan = plan
-        self._structures = plan.shard_structures(shard)
+        self._shards = shards
+        self._memory: dict[str, Array] = {}
         self._filled: dict[str, int] = {}
 
+    def begin(self) -> None:
+        """Start anew; what `arrays` gave before is overwritten."""
+        self._filled = {}
+
     def append(self, spec: FieldSpec, values: Array) -> None:
-        if spec.name not in self.arrays:
-            rows = int(self._plan.counts(spec.level)[self._structures].sum())
-            self.arrays[spec.name] = np.empty((rows, *spec.shape), values.dtype)
+        """Further rows of a field."""
+        if spec.name not in self._memory:
+            most = max(self._n_rows(spec.level, shard) for shard in self._shards)
+            self._memory[spec.name] = np.empty((most, *spec.shape), values.dtype)
         start = self._filled.get(spec.name, 0)
         self._filled[spec.name] = start + len(values)
-        self.arrays[spec.name][start : start + len(values)] = values
+        self._memory[spec.name][start : start + len(values)] = values
+
+    def arrays(self) -> dict[str, Array]:
+        """What was filled in since `begin`."""
+        return {name: self._memory[name][:n_rows] for name, n_rows in self._filled.items()}
+
+    def _n_rows(self, level: Level, shard: int) -> int:
+        return int(self._plan.counts(level)[self._plan.shard_structures(shard)].sum())
 
 
 def _compute(
