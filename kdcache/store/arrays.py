@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
@@ -24,6 +23,7 @@ from kdcache.store.shards import (
     FETCH_AGAIN,
     Bytes,
     as_bytes,
+    checksum,
     chunk_bounds,
     index_size,
 )
@@ -176,7 +176,7 @@ class ArrayReader:
         if check:
             for i in range(len(used)):
                 rows, rest = buffers[2 * i : 2 * i + 2]
-                crc = google_crc32c.extend(google_crc32c.value(rows), rest[:-CRC_BYTES])
+                crc = checksum(rest[:-CRC_BYTES], checksum(rows))
                 self._check(crc, rest[-CRC_BYTES:], shard, first + i)
 
     def _read_compressed(
@@ -197,7 +197,7 @@ class ArrayReader:
             chunk = data[offsets[i] - offsets[0] : offsets[i + 1] - offsets[0]]
             frame, stored_crc = chunk[:-CRC_BYTES], chunk[-CRC_BYTES:]
             if check:
-                self._check(google_crc32c.value(frame), stored_crc, shard, first + i)
+                self._check(checksum(frame), stored_crc, shard, first + i)
             # Padding may lie where the rows of later blocks will, but not past the last.
             whole = out[row : row + self.capacity]
             if len(whole) < self.capacity:

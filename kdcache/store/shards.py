@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 
 from kdcache.errors import StoreError
 from kdcache.store.codecs import compress
@@ -40,6 +40,11 @@ class Written:
 def as_bytes(array: Array) -> Bytes:
     """The memory of a contiguous array as [n_bytes] uint8, no copy."""
     return array.reshape(-1).view(np.uint8)
+
+
+def checksum(data: Bytes, before: int = 0) -> int:
+    """CRC-32C of bytes that follow others whose checksum is `before`."""
+    return crc32c(data.data, before)
 
 
 def index_size(blocks_per_shard: int) -> int:
@@ -68,14 +73,14 @@ def write_shard_file(
             parts = _chunk(block, capacity, compressed)
             crc = 0
             for part in parts:
-                crc = google_crc32c.extend(crc, part)
+                crc = checksum(part, crc)
             parts.append(np.frombuffer(crc.to_bytes(CRC_BYTES, "little"), np.uint8))
             size = sum(part.nbytes for part in parts)
             index[i] = offset, size
             offset += size
             _write(file.fileno(), parts, digest)
         end = index.tobytes()
-        end += google_crc32c.value(end).to_bytes(CRC_BYTES, "little")
+        end += crc32c(end).to_bytes(CRC_BYTES, "little")
         _write(file.fileno(), [np.frombuffer(end, np.uint8)], digest)
         os.fsync(file.fileno())
         sha256 = digest.hex()
@@ -141,7 +146,7 @@ def chunk_bounds(
             f"truncated or of another store. {FETCH_AGAIN}"
         )
     body = data[:-CRC_BYTES]
-    if len(data) != tail or google_crc32c.value(body) != int.from_bytes(data[-4:], "little"):
+    if len(data) != tail or crc32c(body) != int.from_bytes(data[-4:], "little"):
         raise StoreError(
             f"{where} ({size} bytes) does not end in a valid index of {blocks_per_shard} blocks: "
             f"it is truncated or damaged. {FETCH_AGAIN}"
