@@ -50,7 +50,7 @@ def measure(store: Store, arguments: argparse.Namespace) -> None:
     unchecked = Unchecked(**{item.name: getattr(store, item.name) for item in fields(Store)})
     order = BlockShuffle(store.index.block, np.arange(len(store)), batch_size=64, seed=0)
     sides = {
-        name: Side(peers.ours(one, order), order, arguments.seconds, windowed=True)
+        name: Side(peers.ours(one, order), order, arguments.seconds)
         for name, one in (("checked", store), ("unchecked", unchecked))
     }
     samples = alternate(sides, arguments.rounds)

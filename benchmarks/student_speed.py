@@ -38,6 +38,9 @@ from kdcache.models import build_model
 BARS = {"painn_over_schnet_oc20": 3.0, "painn_over_schnet_coll": 3.5, "painn_over_schnetpack": 1.5}
 
 
+MODES = ("inference", "training")
+
+
 def clock() -> float:
     """Seconds; of one thread those of the processor, which other work does not lengthen."""
     return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
@@ -109,6 +112,7 @@ def prepared(name: str, size: str, training: bool) -> Callable[[], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=list(N_STRUCTURES), action="append")
+    parser.add_argument("--mode", choices=MODES, action="append")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gemnet", action="store_true", help="GemNet-OC as well, which is slow")
@@ -130,7 +134,7 @@ def main() -> None:
     samples: dict[str, list[float]] = {}
     memory: dict[str, float] = {}
     for size in options.size or N_STRUCTURES:
-        for mode in ("inference", "training"):
+        for mode in options.mode or MODES:
             training = mode == "training"
             sides = {name: prepared(name, size, training) for name in names}
             found = alternate(sides, options.rounds)
