@@ -110,7 +110,7 @@ def main() -> None:
         run_study(PAPER, given, strategies=TO_PAINN[:7], labels=(1.0,), steps=STEPS)
     elif given.part == "small":
         few = ("control", "n2n", "e2e", "vanilla1", "vanilla2", "n2n+e2e")
-        run_study(SMALL, given, strategies=few, labels=(1.0,), steps=STEPS // 2)
+        run_study(SMALL, given, strategies=few, labels=(1.0, 0.05), steps=STEPS // 2)
     else:
         depths = tuple(f"n2n@{name}" for name in DEPTHS)
         strategies = ("control", "n2n", *depths)

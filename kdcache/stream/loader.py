@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.stream.buffers import Memory
 from kdcache.stream.reader import WindowReader
 from kdcache.stream.sampler import BlockShuffle, WindowPlan, deal
 from kdcache.stream.window import Array, Window, make_batch
@@ -41,9 +40,6 @@ class _Lane:
         self._order: IntArray = np.zeros(0, np.int64)
         self._cuts: IntArray = np.zeros(1, np.int64)
         self._held: dict[tuple[int, ...], Future[Window]] = {}
-        # Batches are dropped on another thread than they are made on, and the system would take
-        # their memory back each time.
-        self._memory = Memory()
 
     def places(self, step: int) -> IntArray:
         """Where the batch of `step` lies in the order of its epoch."""
@@ -76,7 +72,7 @@ class _Lane:
         gathered = []
         for k in np.unique(owner):
             window = self._window(int(k))
-            gathered.append(window.gather(window.place(rows[owner == k]), self._memory))
+            gathered.append(window.gather(window.place(rows[owner == k])))
         return gathered
 
     def _window(self, k: int) -> Window:

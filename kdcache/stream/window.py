@@ -18,7 +18,6 @@ import torch
 
 from kdcache.graphs import Edges, GraphRule, neighbor_list
 from kdcache.store.halves import convert, tiles
-from kdcache.stream.buffers import Memory
 from kdcache.structures import (
     DEFAULT_TAG,
     MAX_ATOMIC_NUMBER,
@@ -47,20 +46,12 @@ def range_rows(starts: IntArray, counts: IntArray) -> IntArray:
     return rows
 
 
-def floating(
-    array: Array, dtype: npt.DTypeLike, name: str = "", memory: Memory | None = None
-) -> Array:
-    """The same numbers in another floating dtype; the array itself where it has it.
-
-    Args:
-        array: of numbers.
-        dtype: wanted.
-        name, memory: where float16 is widened to; fresh memory by default.
-    """
+def floating(array: Array, dtype: npt.DTypeLike) -> Array:
+    """The same numbers in another floating dtype; the array itself where it has it."""
     if array.dtype != np.float16 or array.dtype == dtype:
         return array.astype(dtype, copy=False)
     rows = array.reshape(len(array), math.prod(array.shape[1:]))
-    wide = np.empty(rows.shape, dtype) if memory is None else memory.array(name, rows.shape, dtype)
+    wide = np.empty(rows.shape, dtype)
     for tile in tiles(*rows.shape):
         convert(rows[tile], wide[tile])
     return wide.reshape(array.shape)
@@ -117,13 +108,8 @@ class Window:
         """Where store rows stand in this window."""
         return np.searchsorted(self.rows, rows)
 
-    def gather(self, index: IntArray, memory: Memory | None = None) -> dict[str, Array]:
-        """Every field of the structures at `index`, concatenated in that order.
-
-        Args:
-            index: [n] places in the window.
-            memory: lends room for features; without it they get memory of their own.
-        """
+    def gather(self, index: IntArray) -> dict[str, Array]:
+        """Every field of the structures at `index`, concatenated in that order."""
         lookup = {"structure": index}
         for level, counts in self._counts.items():
             lookup[level] = range_rows(self._starts[level][index], counts[index])
@@ -138,7 +124,7 @@ class Window:
                 taken = np.take(array, lookup[level], axis=0)
             left_half = self.keep_half and taken.dtype == np.float16
             if (taken.dtype.kind == "f" or name.startswith("edge_shift")) and not left_half:
-                taken = floating(taken, self.dtype, name, memory)
+                taken = floating(taken, self.dtype)
             gathered[name] = taken
         gathered["n_atoms"] = self.n_atoms[index]
         gathered["n_edges"] = self.n_edges[index]

@@ -158,24 +158,6 @@ def test_half_features_stay_half_for_a_bus_and_widen_to_the_same(store: Store) -
         assert all(torch.equal(moved.teacher[name], other.teacher[name]) for name in other.teacher)
 
 
-def test_memory_of_dropped_batches_is_used_again_and_that_of_kept_ones_is_not(store: Store) -> None:
-    order, n = sampler(store), 3 * sampler(store).steps_per_epoch
-    expected = batches(store, [order], n, dtype=np.float32)
-    kept: list[Batch] = []
-    addresses: list[int] = []
-    with Loader([(reader(store, dtype=np.float32), order)], ahead=1) as loader:
-        for k, batch in enumerate(islice(loader, n)):
-            node = batch.teacher["numbers/node"]
-            assert torch.equal(node, expected[k].teacher["numbers/node"])
-            addresses.append(node.data_ptr())
-            if k % 3 == 0:
-                kept.append(batch)
-            del node, batch
-    for k, batch in enumerate(kept):
-        assert torch.equal(batch.teacher["numbers/node"], expected[3 * k].teacher["numbers/node"])
-    assert len(set(addresses)) < len(addresses)
-
-
 @pytest.mark.parametrize("start", [1, 6, 8, 9, 25, 1000])
 def test_a_stream_from_any_step_gives_the_same_batches(store: Store, start: int) -> None:
     order = sampler(store)
