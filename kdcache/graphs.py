@@ -149,12 +149,12 @@ def restrict(
     positions: FloatArray,
     cell: FloatArray,
     structure_index: npt.NDArray[np.integer],
-    rule: GraphRule,
-) -> Edges:
-    """Cut the list of a narrower rule out of a stored one, for many structures at once.
+    rules: Sequence[GraphRule],
+) -> list[Edges]:
+    """Cut the lists of narrower rules out of a stored one, for many structures at once.
 
-    The stored list must not have been truncated and must reach at least as far as `rule`; the
-    caller knows both. The result is then what `neighbor_list` gives with `rule`.
+    The stored list must not have been truncated and must reach at least as far as every rule; the
+    caller knows both. A result is then what `neighbor_list` gives with its rule.
 
     Args:
         edge_index: [2, n_edges] in canonical order, atoms counted over all structures.
@@ -162,21 +162,8 @@ def restrict(
         positions: [n_atoms, 3] Å.
         cell: [n_structures, 3, 3] Å.
         structure_index: [n_atoms], the structure of each atom.
-        rule: the narrower rule.
+        rules: the narrower rules; the stored list is measured once for all.
     """
-    lists = restrict_all(edge_index, edge_shift, positions, cell, structure_index, [rule])
-    return lists[0]
-
-
-def restrict_all(
-    edge_index: npt.NDArray[np.integer],
-    edge_shift: npt.NDArray[np.integer],
-    positions: FloatArray,
-    cell: FloatArray,
-    structure_index: npt.NDArray[np.integer],
-    rules: Sequence[GraphRule],
-) -> list[Edges]:
-    """As `restrict`, the lists of several rules for one measuring of the stored one."""
     source = edge_index[0].astype(np.int64)
     target = edge_index[1].astype(np.int64)
     shift = edge_shift.astype(np.int64)

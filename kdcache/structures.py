@@ -8,7 +8,7 @@ target, and edge_shift the integer cell shift of the source image.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -220,14 +220,18 @@ class Batch:
             wanted = dtype if tensor.is_floating_point() else None
             return tensor.to(device=device, dtype=wanted, non_blocking=True)
 
+        return self.map(moved)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """A copy with `change` of every tensor."""
         changed: dict[str, Any] = {
-            "teacher": {k: moved(v) for k, v in self.teacher.items()},
-            "graphs": {k: Graph(*map(moved, v)) for k, v in self.graphs.items()},
+            "teacher": {k: change(v) for k, v in self.teacher.items()},
+            "graphs": {k: Graph(*map(change, v)) for k, v in self.graphs.items()},
         }
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name not in (*changed, "rows", "n_structures") and value is not None:
-                changed[item.name] = moved(value)
+                changed[item.name] = change(value)
         return replace(self, **changed)
 
 

@@ -186,13 +186,13 @@ def test_restrict_gives_what_a_search_gives(
     narrow = GraphRule(*rule)
     searched = [neighbor_list(*s, narrow) for s in structures]
     first = len(structures[0][0])
-    restricted = restrict(
+    (restricted,) = restrict(
         np.concatenate([stored[0].edge_index, stored[1].edge_index + first], axis=1),
         np.concatenate([e.edge_shift for e in stored]),
         np.concatenate([s[0] for s in structures]),
         np.stack([s[1] for s in structures]),
         np.repeat([0, 1], [len(s[0]) for s in structures]),
-        narrow,
+        [narrow],
     )
     moved = [(i + first, j + first, *s) for i, j, *s in rows(searched[1])]
     assert rows(restricted) == rows(searched[0]) + moved

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,8 +56,6 @@ from kdcache.store.shards import write_file, write_shard_file
 from kdcache.store.work import ShardRecord, StoreLock, WorkFolder, remove_partials
 
 Array = npt.NDArray[Any]
-
-FIELDS_AT_ONCE = 2
 
 
 class GroupWriter:
@@ -144,28 +141,18 @@ class GroupWriter:
         if self._stored != self.fields:
             arrays = self._with_counts(shard, arrays)
         record = ShardRecord(sha256={}, size={}, errors={})
-        # Two fields at a time: one is encoded while the disk is waited for with the other.
-        with ThreadPoolExecutor(FIELDS_AT_ONCE, thread_name_prefix="kdcache-encode") as pool:
-            fields = [(spec, arrays[spec.name]) for spec in self._stored]
-            for written in pool.map(lambda field: self._write_field(shard, *field), fields):
-                record.sha256.update(written.sha256)
-                record.size.update(written.size)
-                record.errors.update(written.errors)
+        for spec in self._stored:
+            error = EncodingError()
+            blocks = self._encoded(spec, shard, np.ascontiguousarray(arrays[spec.name]), error)
+            if spec.codec == "compact":
+                pairs = list(blocks)
+                self._write_array(spec, spec.name, shard, (pair[0] for pair in pairs), record)
+                scales = (pair[1][None] for pair in pairs)
+                self._write_array(spec, spec.name + SCALE_SUFFIX, shard, scales, record)
+            else:
+                self._write_array(spec, spec.name, shard, (pair[0] for pair in blocks), record)
+            record.errors[spec.name] = astuple(error)
         self._work.record(shard, record)
-
-    def _write_field(self, shard: int, spec: FieldSpec, values: Array) -> ShardRecord:
-        record = ShardRecord(sha256={}, size={}, errors={})
-        error = EncodingError()
-        blocks = self._encoded(spec, shard, np.ascontiguousarray(values), error)
-        if spec.codec == "compact":
-            pairs = list(blocks)
-            self._write_array(spec, spec.name, shard, (pair[0] for pair in pairs), record)
-            scales = (pair[1][None] for pair in pairs)
-            self._write_array(spec, spec.name + SCALE_SUFFIX, shard, scales, record)
-        else:
-            self._write_array(spec, spec.name, shard, (pair[0] for pair in blocks), record)
-        record.errors[spec.name] = astuple(error)
-        return record
 
     def commit(self) -> Manifest:
         """Check that every shard is there, write the manifest, remove the traces of writing.

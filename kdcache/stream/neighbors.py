@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.graphs import GraphRule, neighbor_list, restrict_all
+from kdcache.graphs import GraphRule, neighbor_list, restrict
 from kdcache.progress import Progress, silent
 from kdcache.store import Store
 from kdcache.stream.buffers import FieldReads
@@ -111,7 +111,7 @@ def _cut(
     n_atoms = store.index.n_atoms[block_rows(store, blocks)]
     first_atom = np.cumsum(n_atoms) - n_atoms
     owner = np.repeat(np.arange(len(n_atoms)), n_atoms)
-    lists = restrict_all(
+    lists = restrict(
         whole.edge_index.T + np.repeat(first_atom, whole.n_edges),
         whole.edge_shift,
         store.read("structures/positions", blocks),

@@ -71,12 +71,15 @@ class WindowReader:
         with self.store.fetched(self._stored_fields(), chosen):
             return self._read(chosen)
 
+    def _own_fields(self) -> list[str]:
+        """Inputs and labels."""
+        known = self.store.fields("structures")
+        truth = [f"{self.truth}/energy", f"{self.truth}/forces"] if self.labels else []
+        return [*INPUTS, *(name for name in OPTIONAL if name.split("/")[1] in known), *truth]
+
     def _stored_fields(self) -> list[str]:
         """What `_read` reads of the store, so that a server is asked for all of it at once."""
-        known = self.store.fields("structures")
-        names = [*INPUTS, *(name for name in OPTIONAL if name.split("/")[1] in known)]
-        names += [f"{self.truth}/energy", f"{self.truth}/forces"] if self.labels else []
-        names += [f"teachers/{name}" for name in self.teacher_fields]
+        names = self._own_fields() + [f"teachers/{name}" for name in self.teacher_fields]
         lists = [self.neighbors, *self.further.values()]
         for name in self.teacher_fields:
             if self.store.spec(f"teachers/{name}").level == "edge":
@@ -88,10 +91,7 @@ class WindowReader:
         n_atoms = self.store.index.n_atoms[rows]
         arrays: dict[str, Array] = {}
         levels: dict[str, str] = {}
-        known = self.store.fields("structures")
-        optional = [name for name in OPTIONAL if name.split("/")[1] in known]
-        truth = [f"{self.truth}/energy", f"{self.truth}/forces"] if self.labels else []
-        for name in (*INPUTS, *optional, *truth):
+        for name in self._own_fields():
             group, _, short = name.rpartition("/")
             arrays[short] = self._fields.read(name, chosen)
             levels[short] = self.store.fields(group)[short].level

@@ -7,13 +7,13 @@ Invariant: the batches are those given, in their order, in the dtype asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, replace
-from typing import Any, TypeVar
+from dataclasses import fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from kdcache.structures import Batch, Graph
+from kdcache.structures import Batch
 
 Item = TypeVar("Item")
 Moved = TypeVar("Moved")
@@ -74,7 +74,7 @@ def pinning(device: torch.device) -> Callable[[Batch], Batch] | None:
     def pinned(batch: Batch) -> Batch:
         # A thread starts on GPU 0, and every process would leave a context there.
         with torch.cuda.device(device):
-            return _mapped(batch, Tensor.pin_memory)
+            return batch.map(Tensor.pin_memory)
 
     return pinned
 
@@ -88,15 +88,3 @@ def tensors(batch: Batch) -> Iterator[Tensor]:
     yield from batch.teacher.values()
     for graph in batch.graphs.values():
         yield from graph
-
-
-def _mapped(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    changed: dict[str, Any] = {
-        "teacher": {k: change(v) for k, v in batch.teacher.items()},
-        "graphs": {k: Graph(*map(change, v)) for k, v in batch.graphs.items()},
-    }
-    for item in fields(batch):
-        value = getattr(batch, item.name)
-        if isinstance(value, Tensor):
-            changed[item.name] = change(value)
-    return replace(batch, **changed)
