@@ -7,7 +7,8 @@ Invariant: no size from a file is believed before it agrees with the layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -115,12 +116,15 @@ class ArrayReader:
         Raises:
             StoreError: a shard is missing or damaged, naming it and the block.
         """
-        row = 0
-        for shard, first, count in _runs(blocks, self.blocks_per_shard):
-            used = self.used[first : first + count]
-            room = out[row:]  # what lies past the rows of this run is still to be filled
-            self._with_file(shard, partial(self._read_run, shard, first, used, room, check))
-            row += int(used.sum())
+        used = self.used[blocks].tolist()
+        place = row = 0
+        for shard, runs in _by_shard(blocks, self.blocks_per_shard):
+            n_blocks = sum(count for _, count in runs)
+            rows = used[place : place + n_blocks]
+            room = out[row:]  # what lies past the rows of this shard is still to be filled
+            self._with_file(shard, partial(self._read_runs, shard, runs, rows, room, check))
+            place += n_blocks
+            row += sum(rows)
 
     def bounds(self, shard: int) -> IntArray:
         """[blocks of the shard + 1] offsets of its blocks, read once.
@@ -142,37 +146,52 @@ class ArrayReader:
         found = []
         for shard, first, count in _runs(blocks, self.blocks_per_shard):
             offsets = self._offsets(shard, first, count)
-            found.append(Range(self.names[shard], int(offsets[0]), int(offsets[-1])))
+            found.append(Range(self.names[shard], offsets[0], offsets[-1]))
         return found
 
-    def _offsets(self, shard: int, first: int, count: int) -> IntArray:
+    def _offsets(self, shard: int, first: int, count: int) -> list[int]:
         start = first - shard * self.blocks_per_shard
-        return self.bounds(shard)[start : start + count + 1]
+        offsets: list[int] = self.bounds(shard)[start : start + count + 1].tolist()
+        return offsets
 
-    def _read_run(
-        self, shard: int, first: int, used: IntArray, out: Array, check: bool, file: OpenFile
+    def _read_runs(
+        self,
+        shard: int,
+        runs: Sequence[tuple[int, int]],
+        used: list[int],
+        out: Array,
+        check: bool,
+        file: OpenFile,
     ) -> None:
-        offsets = self._offsets(shard, first, len(used))
         read = self._read_compressed if self.compressed else self._read_raw
-        read(file, shard, first, used, offsets, out, check)
+        place = row = 0
+        for first, count in runs:
+            rows = used[place : place + count]
+            read(file, shard, first, rows, self._offsets(shard, first, count), out[row:], check)
+            place += count
+            row += sum(rows)
 
     def _read_raw(
         self,
         file: OpenFile,
         shard: int,
         first: int,
-        used: IntArray,
-        offsets: IntArray,
+        used: list[int],
+        offsets: list[int],
         out: Array,
         check: bool,
     ) -> None:
         # Rows go to where they are wanted, padding and checksums beside them: nothing is copied.
+        row_bytes = self.block_bytes // self.capacity
+        room = as_bytes(out)
         buffers: list[Bytes] = []
-        ends = np.cumsum(used)
-        for end, count in zip(ends.tolist(), used.tolist(), strict=True):
-            rows = as_bytes(out[end - count : end])
-            buffers += [rows, np.empty(self.block_bytes - rows.nbytes + CRC_BYTES, np.uint8)]
-        file.read_into(buffers, int(offsets[0]))
+        start = 0
+        for count in used:
+            end = start + count * row_bytes
+            rest = np.empty((self.capacity - count) * row_bytes + CRC_BYTES, np.uint8)
+            buffers += [room[start:end], rest]
+            start = end
+        file.read_into(buffers, offsets[0])
         if check:
             for i in range(len(used)):
                 rows, rest = buffers[2 * i : 2 * i + 2]
@@ -184,32 +203,30 @@ class ArrayReader:
         file: OpenFile,
         shard: int,
         first: int,
-        used: IntArray,
-        offsets: IntArray,
+        used: list[int],
+        offsets: list[int],
         out: Array,
         check: bool,
     ) -> None:
-        data = np.empty(int(offsets[-1] - offsets[0]), np.uint8)
-        file.read_into([data], int(offsets[0]))
-        scratch: Array | None = None
+        data = np.empty(offsets[-1] - offsets[0], np.uint8)
+        file.read_into([data], offsets[0])
         row = 0
-        for i, count in enumerate(used.tolist()):
-            chunk = data[offsets[i] - offsets[0] : offsets[i + 1] - offsets[0]]
-            frame, stored_crc = chunk[:-CRC_BYTES], chunk[-CRC_BYTES:]
+        for i, count in enumerate(used):
+            start, end = offsets[i] - offsets[0], offsets[i + 1] - offsets[0] - CRC_BYTES
+            frame = data[start:end]
             if check:
-                self._check(checksum(frame), stored_crc, shard, first + i)
+                self._check(checksum(frame), data[end : end + CRC_BYTES], shard, first + i)
             # Padding may lie where the rows of later blocks will, but not past the last.
             whole = out[row : row + self.capacity]
-            if len(whole) < self.capacity:
-                if scratch is None:
-                    scratch = np.empty((self.capacity, *self.row_shape), self.dtype)
-                whole = scratch
+            fits = len(whole) == self.capacity
+            if not fits:
+                whole = np.empty((self.capacity, *self.row_shape), self.dtype)
             if not decompress(frame, whole):
                 raise StoreError(
                     f"{self._where(shard)}, block {first + i}: the compressed bytes do not hold a "
                     f"block of {self.block_bytes} bytes. {FETCH_AGAIN}"
                 )
-            if whole is scratch:
+            if not fits:
                 out[row : row + count] = whole[:count]
             row += count
 
@@ -288,6 +305,15 @@ def fitting(shape: tuple[int, ...], dtype: np.dtype[Any], out: Array | None) -> 
     if not out.flags.c_contiguous:
         raise ShapeError("out must be contiguous: bytes are read straight into it.")
     return out[: shape[0]]
+
+
+def _by_shard(
+    blocks: IntArray, blocks_per_shard: int
+) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Every shard with its runs of adjacent blocks, as first block and length, in their order."""
+    runs = _runs(blocks, blocks_per_shard)
+    for shard, group in itertools.groupby(runs, key=lambda run: run[0]):
+        yield shard, [(first, count) for _, first, count in group]
 
 
 def _runs(blocks: IntArray, blocks_per_shard: int) -> Iterator[tuple[int, int, int]]:

@@ -7,6 +7,7 @@ Invariant: the same values give the same bytes, whatever the thread or the numbe
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ INT8_MAX = 127
 BLOSC_LEVEL = 5
 # What one call of blosc can take; a chunk of a field must stay below it.
 MAX_CHUNK_BYTES = 2**31 - 2**16
+
+HEADER_SIZES = struct.Struct("<4xI4xI")  # of a Blosc frame: decoded bytes, bytes of the frame
 
 # With threads, Blosc appends its parts in the order they finish: six runs gave six different files.
 blosc.use_threads = False
@@ -161,9 +164,12 @@ def to_half(values: Array, error: EncodingError) -> Array:
     stored = np.empty(values.shape, "<f2")
     if stored.size:
         rows, halves = values.reshape(len(values), -1), stored.reshape(len(values), -1)
-        for tile in tiles(*rows.shape):
+        found = tiles(*rows.shape)
+        # Once for all tiles: fresh memory of this size is handed out page by page.
+        room = np.empty(rows[found[0]].shape, np.float32)
+        for tile in found:
             convert(rows[tile], halves[tile])
-            _sum_error(rows[tile], halves[tile], error)
+            _sum_error(rows[tile], halves[tile], error, room)
     return stored
 
 
@@ -215,7 +221,7 @@ def decompress(frame: Array, out: Array) -> bool:
     # Blosc trusts the sizes in its header, so they are held against the real ones first.
     if frame.nbytes < 16:
         return False
-    n_bytes, _, compressed = (int(x) for x in np.frombuffer(frame[4:16], "<u4"))
+    n_bytes, compressed = HEADER_SIZES.unpack_from(frame.data)
     if n_bytes != out.nbytes or compressed != frame.nbytes:
         return False
     try:
@@ -225,31 +231,39 @@ def decompress(frame: Array, out: Array) -> bool:
     return True
 
 
-def _sum_error(values: Array, decoded: Array, error: EncodingError) -> None:
+def _sum_error(
+    values: Array, decoded: Array, error: EncodingError, room: Array | None = None
+) -> None:
+    """Add the squares of `values` and of what `decoded` lacks; `room` is float32 to work in."""
     if values.size == 0:
         return
-    wide = np.float64 if values.dtype.itemsize > 4 else np.float32
-    while True:
-        exact, change = _widened(values, wide), _widened(decoded, wide)
-        change = exact - change
-        sums = [_square_sum(change), _square_sum(exact)]
-        if wide is np.float64 or all(np.isfinite(sums)):
-            break
-        wide = np.float64  # squares of values beyond 1e19 do not fit float32
+    if values.dtype.itemsize <= 4:
+        room = np.empty(values.shape, np.float32) if room is None else room[: len(values)]
+        sums = _square_sums(values, decoded, room)
+        if np.isfinite(sums).all():
+            error.square_error += sums[0]
+            error.square_value += sums[1]
+            return
+    # float64 values, or squares of values beyond 1e19, which do not fit float32.
+    sums = _square_sums(values, decoded, np.empty(values.shape, np.float64))
     error.square_error += sums[0]
     error.square_value += sums[1]
 
 
-def _widened(values: Array, dtype: type[np.floating[Any]]) -> Array:
-    if values.dtype == dtype:
-        return values
-    wide = np.empty(values.shape, dtype)
-    convert(values, wide)
-    return wide
+def _square_sums(values: Array, decoded: Array, room: Array) -> tuple[float, float]:
+    exact = values
+    if values.dtype != room.dtype:
+        exact = np.empty(values.shape, room.dtype)
+        convert(values, exact)
+    if decoded.dtype != room.dtype:
+        convert(decoded, room)
+        decoded = room
+    np.subtract(exact, decoded, out=room)
+    with np.errstate(over="ignore"):
+        return _square_sum(room), _square_sum(exact)
 
 
 def _square_sum(values: Array) -> float:
     # Row by row in the dtype of the values (16 GB/s), the rows' sums in float64.
     rows = values.reshape(len(values), -1)
-    with np.errstate(over="ignore"):
-        return float(np.einsum("ij,ij->i", rows, rows).sum(dtype=np.float64))
+    return float(np.einsum("ij,ij->i", rows, rows).sum(dtype=np.float64))

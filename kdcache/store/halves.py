@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+# In native byte order. From float64, torch rounds twice: to float32 and on to float16.
+TORCHS = frozenset({np.dtype(np.float16), np.dtype(np.float32)})
+
 # One tile stays in the cache, and below the size from which torch would start threads.
 TILE_VALUES = 2**15
 
@@ -27,15 +30,15 @@ def convert(values: Array, out: Array) -> None:
         out: contiguous, of the same shape.
     """
     torch = sys.modules.get("torch")
-    if torch is not None and _is_torchs(values) and _is_torchs(out) and values.flags.writeable:
+    if (
+        torch is not None
+        and values.dtype in TORCHS
+        and out.dtype in TORCHS
+        and values.flags.writeable
+    ):
         torch.from_numpy(out).copy_(torch.from_numpy(values))
     else:
         np.copyto(out, values, casting="same_kind")
-
-
-def _is_torchs(array: Array) -> bool:
-    # From float64, torch rounds twice: to float32 and on to float16.
-    return array.dtype.isnative and array.dtype in (np.float16, np.float32)
 
 
 def tiles(n_rows: int, row_size: int) -> list[slice]:

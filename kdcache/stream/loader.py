@@ -70,9 +70,11 @@ class _Lane:
         self._keep(wanted)
         rows, owner = self._order[places[mine]], owner[mine]
         gathered = []
-        for k in np.unique(owner):
-            window = self._window(int(k))
-            gathered.append(window.gather(window.place(rows[owner == k])))
+        for k in range(first, last + 1):
+            here = rows[owner == k]
+            if len(here):
+                window = self._window(k)
+                gathered.append(window.gather(window.place(here)))
         return gathered
 
     def _window(self, k: int) -> Window:
@@ -160,16 +162,21 @@ class Loader:
 
     def _assemble(self, step: int) -> Batch:
         places = [lane.places(step) for lane in self._lanes]
-        n_atoms = [lane.n_atoms(here) for lane, here in zip(self._lanes, places, strict=True)]
-        mine = deal(np.concatenate(n_atoms), self._n_processes) == self._rank
-        shares = np.split(mine, np.cumsum([len(here) for here in places[:-1]]))
         return make_batch(
             [
                 part
-                for lane, here, share in zip(self._lanes, places, shares, strict=True)
+                for lane, here, share in zip(self._lanes, places, self._shares(places), strict=True)
                 for part in lane.parts(here, share)
             ]
         )
+
+    def _shares(self, places: Sequence[IntArray]) -> list[BoolArray]:
+        """Which of the places of every lane this process takes."""
+        if self._n_processes == 1:
+            return [np.ones(len(here), bool) for here in places]
+        n_atoms = [lane.n_atoms(here) for lane, here in zip(self._lanes, places, strict=True)]
+        mine = deal(np.concatenate(n_atoms), self._n_processes) == self._rank
+        return np.split(mine, np.cumsum([len(here) for here in places[:-1]]))
 
     def _put(self, item: Batch | BaseException) -> None:
         while not self._closed.is_set():

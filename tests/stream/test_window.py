@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcache.graphs import GraphRule
 from kdcache.stream.window import (
+    CACHED_VALUES,
     atom_bounded,
     collate,
+    counted_over_all,
     make_batch,
     range_rows,
     reference_table,
     reference_totals,
+    take_rows,
+    take_runs,
     window_of,
 )
 from kdcache.structures import Structure
@@ -45,6 +52,73 @@ def test_range_rows_is_the_concatenation_of_ranges(pairs: list[tuple[int, int]])
     counts = np.array([count for _, count in pairs], np.int64)
     expected = [row for start, count in pairs for row in range(start, start + count)]
     assert range_rows(starts, counts).tolist() == expected
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 6)), max_size=10))
+def test_runs_are_the_concatenation_of_ranges(pairs: list[tuple[int, int]]) -> None:
+    array = np.arange(3 * 56, dtype=np.int16).reshape(56, 3) - 70
+    starts = np.array([start for start, _ in pairs], np.int64)
+    counts = np.array([count for _, count in pairs], np.int64)
+    expected = [array[row].tolist() for n, c in pairs for row in range(n, n + c)]
+    for dtype in (np.int16, np.float32):
+        taken = take_runs(array, starts, counts, dtype)
+        assert taken.dtype == dtype
+        assert taken.shape == (len(expected), 3)
+        assert taken.tolist() == expected
+    column = take_runs(array[:, 0].copy(), starts, counts, np.int64)
+    assert column.tolist() == [row[0] for row in expected]
+
+
+def test_rows_that_are_not_there_are_refused() -> None:
+    halves = np.zeros((4, 2), np.float16)
+    with pytest.raises(IndexError, match="row 4 is asked for, the array has 4"):
+        take_rows(halves, np.array([0, 4]), np.float32)
+    with pytest.raises(IndexError, match="rows up to 5 are asked for, the array has 4"):
+        take_runs(halves, np.array([0, 3]), np.array([2, 2]), np.float32)
+
+
+@pytest.fixture(params=[1, 2])
+def torch_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("torch_threads")
+@pytest.mark.parametrize("shape", [(), (2,), (3, 512), (2 * CACHED_VALUES,)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_halves_are_widened_piece_by_piece_as_a_whole(
+    shape: tuple[int, ...], dtype: type[np.floating]
+) -> None:
+    generator = np.random.default_rng(0)
+    array = generator.standard_normal((40, *shape)).astype(np.float16)
+    rows = generator.integers(len(array), size=300 if len(shape) > 1 else 5)
+    taken = take_rows(array, rows, dtype)
+    assert taken.dtype == dtype
+    np.testing.assert_array_equal(taken, array[rows].astype(dtype))
+    assert take_rows(array, rows[:0], dtype).shape == (0, *shape)
+
+
+@given(st.lists(st.tuples(st.integers(1, 2**30), st.integers(0, 4)), max_size=8), st.data())
+def test_edges_count_atoms_over_all_structures(
+    sizes: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    edges, expected, first = [], [], 0
+    for n_atoms, n_edges in sizes[:3]:  # of 2^30 atoms, so that no half spills into the other
+        for _ in range(n_edges):
+            ends = [data.draw(st.integers(0, n_atoms - 1)) for _ in range(2)]
+            edges.append(ends)
+            expected.append([first + end for end in ends])
+        first += n_atoms
+    n_atoms = np.array([n for n, _ in sizes[:3]], np.int64)
+    counted = counted_over_all(
+        np.array(edges, np.int64).reshape(-1, 2),
+        np.cumsum(n_atoms) - n_atoms,
+        np.array([n for _, n in sizes[:3]], np.int64),
+    )
+    assert counted.T.tolist() == expected
+    assert counted.flags.c_contiguous
 
 
 def test_batch_in_any_order_keeps_every_atom_with_its_structure() -> None:
