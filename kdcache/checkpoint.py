@@ -25,6 +25,7 @@ from torch import Tensor
 from kdcache.errors import ConfigError, TrainingError
 from kdcache.models import build_model
 from kdcache.models.potential import Normalizer, Potential
+from kdcache.store.shards import sync_directory, write_file
 
 MODEL_WEIGHTS = "model.safetensors"
 MODEL_CARD = "model.json"
@@ -166,6 +167,7 @@ def save_state(run: Path, state: State, *, keep: int = 2) -> None:
     write_json(partial / "state.json", {"step": state.step, **state.values})
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
+    sync_directory(root)
     for old in state_directories(run)[:-keep]:
         shutil.rmtree(old)
 
@@ -303,16 +305,10 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text whole, under a temporary name first."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_file(path, text.encode())
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    partial = path.with_name(path.name + ".partial")
     # Cloned: safetensors refuses tensors that share storage, as SchNet's tied keys do. Written by
     # us: its own save_file leaves a file that only its owner can read.
-    partial.write_bytes(
-        save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
-    )
-    os.replace(partial, path)
+    write_file(path, save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}))

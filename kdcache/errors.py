@@ -7,7 +7,8 @@ values, what it would have caused and the way out. The command line prints it an
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 # As many names as an error line bears; the modules of a model are hundreds.
 LISTED = 20
@@ -45,8 +46,16 @@ class TeacherError(KdcacheError):
     """A teacher cannot be loaded, or its features cannot be stored."""
 
 
+class DeviceError(TeacherError):
+    """The GPU a teacher computes on no longer does; another process, or another GPU, may."""
+
+
 class TrainingError(KdcacheError):
     """A training run cannot start, go on or be resumed."""
+
+
+class ClusterError(KdcacheError):
+    """Those who share the work are gone, or die of it."""
 
 
 class ContractError(KdcacheError):
@@ -66,3 +75,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if len(names) > LISTED:
         listed += f" and {len(names) - LISTED} more"
     return f"did you mean {near[0]}? (known: {listed})" if near else f"known: {listed}"
+
+
+def named(error: OSError, where: str) -> OSError:
+    """An error of the system that says which file it is about."""
+    return OSError(error.errno, error.strerror, where)
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Reading and writing an open file fail without its name; within this, with it."""
+    try:
+        yield
+    except OSError as error:
+        raise named(error, where) from None

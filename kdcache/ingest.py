@@ -24,7 +24,7 @@ from kdcache.fields import GRAPH_FIELDS, OPTIONAL_FIELDS, STRUCTURE_FIELDS, Fiel
 from kdcache.graphs import Edges, GraphRule, neighbor_list
 from kdcache.progress import Progress, silent
 from kdcache.readers import Dataset, ReadOptions, read_structures
-from kdcache.readers.dataset import Source
+from kdcache.readers.dataset import Source, States
 from kdcache.splits import check_fractions, choose_splits
 from kdcache.spool import Spool, SpoolWriter, open_spool
 from kdcache.store import Store, create_store, open_store
@@ -88,7 +88,8 @@ def import_dataset(
         The finished store, open.
 
     Raises:
-        DataError: a structure that cannot be used, an id that occurs twice, or no structures.
+        DataError: a structure that cannot be used, an id that occurs twice, no structures, or a
+            file that changed meanwhile.
         UnitError: an unknown unit, or none where the format has none.
         ConfigError: splits that leave nothing to train on.
         StoreError: `output` is a finished store or something else.
@@ -98,7 +99,8 @@ def import_dataset(
     output = local_path(output, "an import")
     check_fractions(options.split)
     dataset = sources if isinstance(sources, Dataset) else read_structures(sources, options.read)
-    identity = _identity(dataset, options)
+    states = dataset.states()
+    identity = _identity(dataset, states, options)
     directory = output / WORK / "spool"
     # Refused now, not after hours of reading.
     _refuse_foreign(output)
@@ -111,12 +113,13 @@ def import_dataset(
         if spool is None:
             _refuse_other(output)
             try:
-                spool = _fill(SpoolWriter(directory), dataset, identity, options, progress)
+                writer = SpoolWriter(directory)
+                spool = _fill(writer, dataset, identity, states, options, progress)
             except BaseException:
                 # Half a spool is worth nothing, and the next attempt may be of other files.
                 _discard(output, directory)
                 raise
-        _write(spool, dataset, output, options, lock, progress)
+        _write(spool, dataset, states, output, options, lock, progress)
     return open_store(output)
 
 
@@ -146,6 +149,7 @@ def _fill(
     writer: SpoolWriter,
     dataset: Dataset,
     identity: Mapping[str, Any],
+    states: States,
     options: ImportOptions,
     progress: Progress,
 ) -> Spool:
@@ -165,6 +169,8 @@ def _fill(
             advance(1)
         if not first:
             raise DataError(f"{', '.join(dataset.names)} hold no structures. Name other files.")
+        # Identity and structures are of the same files: they are the same still.
+        dataset.check_unchanged(states)
         return writer.finish(identity, dataset.notes, dataset.keys.of_dataset())
 
 
@@ -207,6 +213,7 @@ def _tasks(structures: Iterable[Structure]) -> Iterator[list[Structure]]:
 def _write(
     spool: Spool,
     dataset: Dataset,
+    states: States,
     output: Path,
     options: ImportOptions,
     lock: StoreLock,
@@ -255,6 +262,13 @@ def _write(
             for shard, rows in zip(pending, shards, strict=True):
                 writer.write_shard(shard, {spec.name: spool.read(spec, rows) for spec in fields})
                 advance(len(rows))
+        try:
+            # Of a file that is no longer what was read, nobody could check the store afterwards.
+            dataset.check_unchanged(states)
+        except DataError as error:
+            raise DataError(
+                f"{error} {output} holds shards of the version before: delete it first."
+            ) from None
         writer.commit()
 
 
@@ -304,15 +318,15 @@ def _splits(spool: Spool, options: ImportOptions) -> tuple[npt.NDArray[Any], lis
     return split, notes
 
 
-def _identity(dataset: Dataset, options: ImportOptions) -> dict[str, Any]:
+def _identity(dataset: Dataset, states: States, options: ImportOptions) -> dict[str, Any]:
     """What a spool depends on. Files count by name, size and time: it never outlives an import."""
-    files = []
-    for path in dataset.paths:
-        file = path / "manifest.json" if path.is_dir() else path
-        # A store without manifest is refused in its own words when it is opened.
-        status = file.stat() if file.exists() else None
+    files: list[list[str | int | None]] = []
+    for path, found in zip(dataset.paths, states, strict=True):
+        # Without inodes: an import may go on from a copy of its files.
+        sizes_and_times: list[int | None] = [n for _, size, time, _ in found for n in (size, time)]
         name = str(path) if is_url(path) else path.name
-        files.append([name, status and status.st_size, status and status.st_mtime_ns])
+        # Of what is on a server nothing is known; its own digests tell it apart.
+        files.append([name, *(sizes_and_times or [None, None])])
     return {
         "files": files,
         "read": asdict(options.read),

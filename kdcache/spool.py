@@ -7,6 +7,7 @@ Invariant: a spool is either complete, with the identity of its import, or worth
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdcache.errors import naming
 from kdcache.fields import GRAPH_FIELDS, OPTIONAL_FIELDS, STRUCTURE_FIELDS, FieldSpec, Level
 from kdcache.graphs import Edges
 from kdcache.structures import CONTENT_HASH_BYTES, DEFAULT_TAG, IntArray, Structure
@@ -120,17 +122,16 @@ class SpoolWriter:
                 spec.name: stack.enter_context(open(directory / f"{spec.name}.bin", "wb"))
                 for spec in SPOOL_FIELDS
             }
-            self._columns = stack.enter_context(
-                pq.ParquetWriter(directory / COLUMN_FILE, COLUMNS, compression="zstd")
-            )
             self._open = stack.pop_all()
         self._rows: list[dict[str, Any]] = []
+        self._tables: list[pa.Table] = []
 
     def __enter__(self) -> SpoolWriter:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._open.close()
+        with naming(str(self.directory)):
+            self._open.close()
 
     def append(self, structure: Structure, edges: Edges | None) -> None:
         """Add a structure, with its neighbour list where the store keeps one."""
@@ -153,7 +154,10 @@ class SpoolWriter:
             self.truncated |= edges.truncated
         for spec in SPOOL_FIELDS:
             if spec.name in values:
-                self._files[spec.name].write(np.asarray(values[spec.name], spec.dtype).tobytes())
+                content = np.asarray(values[spec.name], spec.dtype).tobytes()
+                file = self._files[spec.name]
+                with naming(str(file.name)):
+                    file.write(content)
         self._rows.append(
             {
                 "structure_id": structure.structure_id,
@@ -168,14 +172,18 @@ class SpoolWriter:
             }
         )
         if len(self._rows) == ROWS_AT_ONCE:
-            self._write_rows()
+            self._gather_rows()
 
     def finish(
         self, identity: Mapping[str, Any], notes: Sequence[str], keys: Mapping[str, str]
     ) -> Spool:
         """Close the files, mark the spool complete and open it."""
-        self._write_rows()
-        self._open.close()
+        self._gather_rows()
+        with naming(str(self.directory)):
+            self._open.close()
+        columns = io.BytesIO()
+        table = pa.concat_tables([COLUMNS.empty_table(), *self._tables])
+        pq.write_table(table, columns, compression="zstd")
         record = {
             "identity": identity,
             "notes": list(notes),
@@ -184,19 +192,19 @@ class SpoolWriter:
             "optional": sorted(self._optional),
         }
         partial = self.directory / f"{COMPLETE}.partial"
-        for name in [*(f"{spec.name}.bin" for spec in SPOOL_FIELDS), COLUMN_FILE]:
-            _flush(self.directory / name)
-        partial.write_text(json.dumps(record))
-        _flush(partial)
+        for spec in SPOOL_FIELDS:
+            _flush(self.directory / f"{spec.name}.bin")
+        _write(self.directory / COLUMN_FILE, columns.getbuffer())
+        _write(partial, json.dumps(record).encode())
         os.replace(partial, self.directory / COMPLETE)
         spool = open_spool(self.directory, identity)
         if spool is None:
             raise RuntimeError(f"the spool just written at {self.directory} is gone")
         return spool
 
-    def _write_rows(self) -> None:
+    def _gather_rows(self) -> None:
         if self._rows:
-            self._columns.write_table(pa.Table.from_pylist(self._rows, schema=COLUMNS))
+            self._tables.append(pa.Table.from_pylist(self._rows, schema=COLUMNS))
             self._rows.clear()
 
 
@@ -247,6 +255,13 @@ def _ranges(starts: IntArray, counts: IntArray) -> IntArray:
     return rows
 
 
+def _write(path: Path, content: bytes | memoryview) -> None:
+    # Not by a library of its own: when the disk is full, those say so late and at length.
+    with naming(str(path)), open(path, "wb") as file:
+        file.write(content)
+    _flush(path)
+
+
 def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, naming(str(path)):
         os.fsync(file.fileno())

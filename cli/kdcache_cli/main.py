@@ -36,9 +36,29 @@ COMMANDS = {
     "compare": ("kdcache_cli.compare", "compare_command", "How alike two models' layers are."),
     "inspect": ("kdcache_cli.stores", "inspect_command", "Show what a store holds."),
     "verify": ("kdcache_cli.stores", "verify_command", "Check every byte of a store."),
+    "stats": ("kdcache_cli.statistics", "stats_command", "Show what a store's values are like."),
+    "subset": (
+        "kdcache_cli.rewriting", "subset_command", "Write chosen structures to a new store.",
+    ),
+    "merge": ("kdcache_cli.rewriting", "merge_command", "Put several stores into one."),
+    "convert": (
+        "kdcache_cli.rewriting", "convert_command", "Write a store with other codecs or blocks.",
+    ),
     "demo": ("kdcache_cli.demo", "demo_command", "The whole job on a built-in dataset."),
 }  # fmt: skip
-GOES_ON = ("import", "dump-teacher", "train-student", "sweep", "augment", "demo")
+GOES_ON = (
+    "import", "dump-teacher", "train-student", "sweep", "augment", "subset", "merge", "convert",
+    "demo",
+)  # fmt: skip
+GOING_ON = "The same command goes on where this one ended."
+WAYS_OUT = {
+    errno.ENOSPC: "Nothing finished is harmed. Make room on the disk.",
+    errno.EDQUOT: "Nothing finished is harmed. Make room within your quota.",
+    errno.EFBIG: "Nothing finished is harmed. Raise the limit of a file's size (ulimit -f).",
+    errno.EIO: "The disk, or the server behind it, failed. See that it works.",
+    errno.EROFS: "Make it writable, or name a path on another file system.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+}
 
 _log = logging.getLogger("kdcache_cli")
 
@@ -76,7 +96,7 @@ class LazyGroup(click.Group):
             if error.errno == errno.EPIPE:  # `kdcache inspect | head`: click leaves in silence
                 raise
             _log.info("where it happened:", exc_info=error)
-            _fail(_reason(error))
+            _fail(_reason(error, ctx.invoked_subcommand))
         except RuntimeError as error:
             # torch's, known by name: importing torch to name it would cost every command seconds.
             if type(error).__name__ != "OutOfMemoryError":
@@ -87,7 +107,7 @@ class LazyGroup(click.Group):
             )
         except KeyboardInterrupt:
             goes_on = ctx.invoked_subcommand in GOES_ON
-            after = " The same command goes on where this one ended." if goes_on else ""
+            after = f" {GOING_ON}" if goes_on else ""
             click.echo(f"kdcache: stopped.{after}", err=True)
             sys.exit(130)
 
@@ -97,11 +117,14 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _reason(error: OSError) -> str:
-    """An error of the system in one line: which file, and what is the matter with it."""
-    if error.filename is None:
-        return f"{error.strerror or error}."
-    return f"{error.filename}: {error.strerror}."
+def _reason(error: OSError, command: str | None) -> str:
+    """An error of the system in one line: which file, what is the matter with it, what to do."""
+    reason = " ".join((error.strerror or str(error)).split()).removesuffix(".")
+    line = f"{reason}." if error.filename is None else f"{error.filename}: {reason}."
+    way_out = WAYS_OUT.get(error.errno or 0)
+    if way_out is None:
+        return line
+    return f"{line} {way_out} {GOING_ON if command in GOES_ON else 'Then repeat the command.'}"
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

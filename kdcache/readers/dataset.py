@@ -1,23 +1,26 @@
 """A dataset: files and globs, read one structure after the other, as often as one likes.
 
 Owns finding files and readers, ids and the check of every structure; formats are the readers'.
-Invariant: structures come in the order the files were named, each checked, each with an id.
+Invariant: structures come in the order the files were named, each checked, each with an id, and
+all of files that nobody wrote to meanwhile.
 """
 
 from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import cast
 
-from kdcache.errors import DataError
+from kdcache.errors import DataError, KdcacheError
 from kdcache.readers.interface import Reader, ReadOptions, place
 from kdcache.readers.labels import LabelKeys
 from kdcache.registry import lookup
 from kdcache.store.location import is_url, store_location
+from kdcache.store.manifest import MANIFEST
 from kdcache.structures import Structure, check_structure
 
 ENTRY_POINTS = "kdcache.readers"
@@ -34,8 +37,12 @@ FORMAT_OF_SUFFIX = {
     ".zarr": "store",
 }
 COMPRESSED = (".gz", ".bz2", ".xz")
+LMDB_LOCK = "lock.mdb"
 
 Source = str | PathLike[str]
+# What tells a file from another one, or from what it was: name, bytes, time (ns) and inode.
+FileState = tuple[str, int, int, int]
+States = tuple[tuple[FileState, ...], ...]
 
 
 @dataclass
@@ -74,19 +81,51 @@ class Dataset:
         """Every structure, checked, with an id.
 
         Raises:
-            DataError: a structure or file that cannot be used, named by file and place.
+            DataError: a structure or file that cannot be used, named by file and place; or a file
+                that changed while it, or one after it, was read.
             UnitError: an unknown unit, or none where the format has none.
         """
         self.keys.taken.clear()
         self.counts.clear()
+        before = self.states()
         for path, stem in zip(self.paths, _stems(self.paths), strict=True):
             self.counts.append(0)
-            for index, structure in enumerate(self._read(path)):
-                if not structure.structure_id:
-                    structure.structure_id = f"{stem}:{index}"
-                check_structure(structure, place(path, index), unlabelled=self.options.unlabelled)
-                self.counts[-1] += 1
-                yield structure
+            try:
+                for index, structure in enumerate(self._read(path)):
+                    if not structure.structure_id:
+                        structure.structure_id = f"{stem}:{index}"
+                    check_structure(
+                        structure, place(path, index), unlabelled=self.options.unlabelled
+                    )
+                    self.counts[-1] += 1
+                    yield structure
+            except KdcacheError:
+                # Half of a file that is being written looks damaged; that it changed says more.
+                self.check_unchanged(before)
+                raise
+            self.check_unchanged(before)
+
+    def states(self) -> States:
+        """What `check_unchanged` compares, of every file; nothing of what is on a server."""
+        return tuple(_states(path) for path in self.paths)
+
+    def check_unchanged(self, before: States) -> None:
+        """The files are what they were; one that was only touched counts as changed.
+
+        Args:
+            before: `states` then.
+
+        Raises:
+            DataError: naming the first that is not.
+        """
+        for path, then, now in zip(self.paths, before, self.states(), strict=True):
+            if then == now:
+                continue
+            name, reason = _difference(then, now)
+            raise DataError(
+                f"{path / name} changed while the dataset was read: {reason}. Structures of two "
+                f"versions would be mixed. Repeat the command when nothing writes to it."
+            )
 
     def where(self, number: int) -> str:
         """File and place of the structure that came as `number`, counted over all files.
@@ -147,6 +186,42 @@ def format_of(path: Path) -> str:
     if is_url(path) or (path / "manifest.json").is_file():
         return "store"
     return FORMAT_OF_SUFFIX.get(suffix, "ase")
+
+
+def _states(path: Path) -> tuple[FileState, ...]:
+    """Of a file; of everything in a directory that its reader reads."""
+    if (path / MANIFEST).is_file():
+        # A store's manifest has a digest of all else.
+        files = [path / MANIFEST]
+    elif path.is_dir():
+        # Readers of an LMDB write their names into its lock.
+        inside = (file for file in path.rglob("*") if file.is_file())
+        files = sorted(file for file in inside if file.name != LMDB_LOCK)
+    else:
+        files = [path]
+    found = []
+    for file in files:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            status = file.stat()
+            name = "" if file == path else file.relative_to(path).as_posix()
+            found.append((name, status.st_size, status.st_mtime_ns, status.st_ino))
+    return tuple(found)
+
+
+def _difference(then: Sequence[FileState], now: Sequence[FileState]) -> tuple[str, str]:
+    """Name of the first file that differs, and how."""
+    had, has = ({state[0]: state for state in states} for states in (then, now))
+    name = next(n for n in sorted({*had, *has}) if had.get(n) != has.get(n))
+    if name not in has:
+        return name, "it is gone"
+    if name not in had:
+        return name, "it was not there before"
+    (_, size, _, inode), (_, new_size, _, new_inode) = had[name], has[name]
+    if size != new_size:
+        return name, f"it had {size} bytes, now {new_size}"
+    if inode != new_inode:
+        return name, "another file took its name"
+    return name, "it was written to, or touched"
 
 
 def _expand(source: Source) -> list[Path]:

@@ -16,6 +16,7 @@ import numpy as np
 from kdcache.errors import StoreError
 from kdcache.fields import N_EDGES, FieldSpec
 from kdcache.store.arrays import ArrayReader
+from kdcache.store.failures import FAILURES
 from kdcache.store.files import LocalFiles, StoreFiles
 from kdcache.store.index import INDEX, StoreIndex, check_places
 from kdcache.store.layout import BlockPlan, plan_blocks, with_edges
@@ -145,6 +146,8 @@ def shard_file(array: str, shard: int, document: Json) -> str:
 def expected_files(manifest: Manifest, plans: Plans) -> set[str]:
     """Paths of all files the manifest must have a digest of."""
     files = {INDEX, ZARR} | {f"{node}/{ZARR}" for node in node_documents(manifest, plans)}
+    failing = [name for name, teacher in manifest.teachers.items() if teacher.n_failed]
+    files |= {f"teachers/{name}/{FAILURES}" for name in failing}
     n_shards = plans["structures"].n_shards
     for array, _, document in array_documents(manifest, plans):
         files |= {shard_file(array, shard, document) for shard in range(n_shards)}

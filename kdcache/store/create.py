@@ -116,6 +116,7 @@ def add_teacher(
     on_overflow: OnOverflow = "stop",
     on_nonfinite: OnNonfinite = "stop",
     lock: StoreLock | None = None,
+    shared: bool = False,
 ) -> GroupWriter:
     """A writer of one more teacher's fields, or of those an interrupted writer began.
 
@@ -129,6 +130,7 @@ def add_teacher(
         on_overflow: values beyond float16, codec "half": "stop", or "clip" to ±65504.
         on_nonfinite: NaN and infinities: "stop", or "zero".
         lock: held by the caller, if it holds one.
+        shared: one of several writers of this teacher, each in a process of its own.
 
     Raises:
         StoreError: no finished store, a teacher of this name is there, the unfinished one was begun
@@ -147,11 +149,11 @@ def add_teacher(
     _check_edge_fields(fields, own=n_edges is not None)
     own = () if n_edges is None else (N_EDGES,)
     described = {spec.name: FieldEntry.describe(spec) for spec in (*fields, *own)}
-    entry = entry.model_copy(update={"fields": described, "errors": {}})
+    entry = entry.model_copy(update={"fields": described, "errors": {}, "n_failed": 0})
     if n_edges is not None:
         plan = with_edges(plan, n_edges)
     return GroupWriter(
-        path, group, plan, index, fields, manifest, entry, on_overflow, on_nonfinite, lock
+        path, group, plan, index, fields, manifest, entry, on_overflow, on_nonfinite, lock, shared
     )
 
 

@@ -1,18 +1,20 @@
 """The files of a store by their names within it: the one door to a disk or a server.
 
 Owns finding and reading bytes; what they mean is everybody else's. Read only, safe to use from
-several threads. Invariant: no name leads out of the store.
+several threads. Invariant: no name leads out of the store, and all files read through one object
+are of one directory, whatever is renamed meanwhile.
 """
 
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from kdcache.errors import StoreError
+from kdcache.errors import StoreError, named, naming
 from kdcache.store.location import StoreUrl
 from kdcache.store.shards import Bytes, read_into
 
@@ -20,6 +22,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 READ_AT_ONCE = 4 * 2**20
+# Where the system has O_PATH, a directory that may be searched but not listed is enough.
+DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Range(NamedTuple):
@@ -89,18 +93,23 @@ class LocalFile:
         self._where = where
 
     def tail(self, n_bytes: int) -> tuple[int, bytes]:
-        size = os.fstat(self._descriptor).st_size
-        return size, os.pread(self._descriptor, n_bytes, max(0, size - n_bytes))
+        with naming(self._where):
+            size = os.fstat(self._descriptor).st_size
+            return size, os.pread(self._descriptor, n_bytes, max(0, size - n_bytes))
 
     def read_into(self, buffers: Sequence[Bytes], offset: int) -> None:
-        read_into(self._descriptor, self._where, buffers, offset)
+        try:
+            read_into(self._descriptor, self._where, buffers, offset)
+        except OSError as error:
+            raise named(error, self._where) from None
 
     def close(self) -> None:
         os.close(self._descriptor)
 
 
 class LocalFiles:
-    """A store in a directory."""
+    """A store in a directory, which is held open: a store that is moved is still read, and one that
+    takes its name is not mixed with it."""
 
     is_remote = False
 
@@ -108,6 +117,14 @@ class LocalFiles:
         self.location = path
         self._root = str(path)
         self._paths: dict[str, str] = {}
+        self._directory = -1
+        self._missing: OSError | None = None
+        try:
+            self._directory = os.open(path, DIRECTORY)
+        except OSError as error:
+            self._missing = error.with_traceback(None)  # said when a file is asked for
+        else:
+            weakref.finalize(self, os.close, self._directory)
 
     def where(self, name: str) -> str:
         path = self._paths.get(name)
@@ -116,22 +133,26 @@ class LocalFiles:
         return path
 
     def size(self, name: str) -> int:
-        return os.stat(self.where(name)).st_size
+        where = self.where(name)
+        try:
+            return os.stat(name, dir_fd=self._directory).st_size
+        except OSError as error:
+            raise named(self._missing or error, where) from None
 
     def read(self, name: str, limit: int) -> bytes:
-        path = self.where(name)
-        check_size(path, os.stat(path).st_size, limit)
-        with open(path, "rb") as file:
+        where = self.where(name)
+        with os.fdopen(self._descriptor(name, where), "rb") as file, naming(where):
+            check_size(where, os.fstat(file.fileno()).st_size, limit)
             return file.read()
 
     def stream(self, name: str) -> Iterator[bytes]:
-        with open(self.where(name), "rb") as file:
+        with os.fdopen(self._descriptor(name, self.where(name)), "rb") as file:
             while piece := file.read(READ_AT_ONCE):
                 yield piece
 
     def open(self, name: str) -> LocalFile:
-        path = self.where(name)
-        return LocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
+        where = self.where(name)
+        return LocalFile(self._descriptor(name, where), where)
 
     def each(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return [work(item) for item in items]
@@ -141,6 +162,12 @@ class LocalFiles:
 
     def forget(self, name: str) -> bool:
         return False
+
+    def _descriptor(self, name: str, where: str) -> int:
+        try:
+            return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+        except OSError as error:
+            raise named(self._missing or error, where) from None
 
 
 def inside(name: str) -> str:

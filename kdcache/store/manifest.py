@@ -11,9 +11,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    model_serializer,
+)
 
 from kdcache.errors import StoreError
 from kdcache.fields import N_EDGES, Codec, FieldSpec, Level, Symmetry
@@ -197,6 +206,7 @@ class TeacherEntry(Part):
         licence: of the weights.
         references: eV by atomic number, already contained in its energies.
         errors: what storing changed, by field; filled when the group is committed.
+        n_failed: structures it gave nothing for, listed in failures.parquet of its group; likewise.
     """
 
     digest: Sha256
@@ -209,6 +219,15 @@ class TeacherEntry(Part):
     licence: Text = ""
     references: dict[int, Finite] = {}
     errors: dict[FieldName, FieldError] = {}
+    n_failed: Count = 0
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Left out where nothing failed, so that older readers know every key."""
+        document: dict[str, Any] = plain(self)
+        if not self.n_failed:
+            document.pop("n_failed", None)
+        return document
 
     @classmethod
     def describe(

@@ -31,6 +31,7 @@ from kdcache.store.contents import (
     groups,
     plan_of,
 )
+from kdcache.store.failures import FAILURES, Failures, largest_failures, parse_failures
 from kdcache.store.files import LocalFiles, StoreFiles
 from kdcache.store.index import INDEX, StoreIndex, largest_index, parse_index
 from kdcache.store.layout import BlockPlan
@@ -119,6 +120,26 @@ class Store:
                 f"{self.path}: {group} has no field {short!r}: {did_you_mean(short, fields)}"
             )
         return fields[short]
+
+    def failures(self, teacher: str) -> Failures:
+        """Structures that a teacher gave nothing for, whose rows in its fields mean nothing.
+
+        Raises:
+            StoreError: there is no such teacher, or their file is damaged.
+        """
+        self.fields(f"teachers/{teacher}")
+        n_failed = self.teachers[teacher].n_failed
+        if not n_failed:
+            return Failures()
+        name = f"teachers/{teacher}/{FAILURES}"
+        try:
+            content = self.files.read(name, largest_failures(n_failed))
+        except FileNotFoundError:
+            raise StoreError(
+                f"{self.files.where(name)} is missing, which names the {n_failed} structures this "
+                f"teacher failed on. Fetch it again."
+            ) from None
+        return parse_failures(content, self.files.where(name), n_failed, self.index)
 
     def read(
         self,

@@ -1,14 +1,16 @@
 """One shard file: its blocks as chunks with checksums, and the index of them at its end.
 
 Owns bytes and checksums; which values belong in which block is the plan's, what they mean the
-codecs'. Invariant: a shard file stands under its name only when it is whole and on disk.
+codecs'. Invariant: a shard file stands under its name only when it is whole and on disk, and two
+attempts at one shard never write to the same file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
-from kdcache.errors import StoreError
+from kdcache.errors import StoreError, naming
 from kdcache.store.codecs import compress
 
 Array = npt.NDArray[Any]
@@ -52,23 +54,42 @@ def index_size(blocks_per_shard: int) -> int:
     return 16 * blocks_per_shard + CRC_BYTES
 
 
+def new_attempt() -> str:
+    """A name no other attempt has, in this process or another, on this machine or another."""
+    return secrets.token_hex(6)
+
+
+def partial_path(path: Path, attempt: str) -> Path:
+    """Where an attempt at a file is written, until it takes its name."""
+    return path.with_name(f"{path.name}.{attempt}{PARTIAL_SUFFIX}")
+
+
 def write_shard_file(
-    path: Path, blocks: Iterable[Array], capacity: int, blocks_per_shard: int, compressed: bool
+    path: Path,
+    attempt: str,
+    blocks: Iterable[Array],
+    capacity: int,
+    blocks_per_shard: int,
+    compressed: bool,
 ) -> Written:
-    """Encode blocks one after another, write and rename.
+    """Encode blocks one after another and write them to disk, under the name of an attempt.
 
     Args:
         path: of the shard; its folder is made.
+        attempt: whose file it is until `publish_file`.
         blocks: [used rows, ...] contiguous, in the stored dtype; padded here with zeros.
         capacity: rows of a whole block.
         blocks_per_shard: entries of the index; those past the last block count as missing.
         compressed: Blosc before the checksum, else raw bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
     index = np.full((blocks_per_shard, 2), MISSING, "<u8")
     offset = 0
-    with open(partial, "wb", buffering=0) as file, _Digest() as digest:
+    with (
+        naming(str(path)),
+        open(partial_path(path, attempt), "wb", buffering=0) as file,
+        _Digest() as digest,
+    ):
         for i, block in enumerate(blocks):
             parts = _chunk(block, capacity, compressed)
             crc = 0
@@ -84,28 +105,51 @@ def write_shard_file(
         _write(file.fileno(), [np.frombuffer(end, np.uint8)], digest)
         os.fsync(file.fileno())
         sha256 = digest.hex()
-    os.replace(partial, path)
-    sync_directory(path.parent)
     return Written(sha256, offset + len(end))
+
+
+def publish_file(path: Path, attempt: str) -> None:
+    """Give the file of an attempt its name, for good.
+
+    Raises:
+        FileNotFoundError: the attempt wrote none, or has published it already.
+    """
+    os.replace(partial_path(path, attempt), path)
+    sync_directory(path.parent)
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a small file whole, or not at all, so that it survives a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_directory(path.parent)
+    write_files({path: content})
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write small files that belong together: all are on disk before the first takes its name.
+
+    A disk that fills then spoils none of them; a kill may still fall between two names.
+    """
+    attempt = new_attempt()
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with naming(str(path)), open(partial_path(path, attempt), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException:
+        for path in contents:
+            partial_path(path, attempt).unlink(missing_ok=True)
+        raise
+    for path in contents:
+        publish_file(path, attempt)
 
 
 def sync_directory(path: Path) -> None:
     """Make renames within a folder last."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(str(path)):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

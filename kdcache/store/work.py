@@ -10,7 +10,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from kdcache.store.shards import PARTIAL_SUFFIX, sync_directory, write_file
 
 WORK = ".work"
 LOCK = "lock"
+STEP = "step.lock"
 GROUP = "group.json"
 DONE = "done"
 
@@ -30,16 +32,22 @@ IDENTITIES = ("dataset", "index", "teacher")
 
 
 class StoreLock:
-    """The right to write to a store, held by one process at a time.
+    """The right to write to a store, held by one process, or shared by those that divide the work.
 
     Taken on entering a `with`; the system gives it back when the process ends, however it ends.
+    Between machines this needs a file system that keeps locks between them.
+
+    Args:
+        path: of the store.
+        shared: with others that share it, all of which claim shards one by one.
 
     Raises:
         StoreError: another process holds it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, shared: bool = False) -> None:
         self._path = path
+        self._shared = shared
         self._descriptor = -1
 
     def __enter__(self) -> StoreLock:
@@ -51,7 +59,8 @@ class StoreLock:
             except FileNotFoundError:
                 continue  # the holder before us cleaned up in between
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                kind = fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(descriptor)
                 raise StoreError(
@@ -65,29 +74,41 @@ class StoreLock:
             os.close(descriptor)
 
     def __exit__(self, *raised: object) -> None:
-        work = self._path / WORK
         # Nothing begun, nothing left: a refused writer leaves no trace in a finished store.
-        if work.is_dir() and os.listdir(work) == [LOCK]:
-            (work / LOCK).unlink()
-            work.rmdir()
+        work = self._path / WORK
+        if self._is_last():
+            left = {path.name for path in work.rglob("*") if not path.is_dir()}
+            if left <= {LOCK, STEP}:
+                shutil.rmtree(work, ignore_errors=True)
         os.close(self._descriptor)
         self._descriptor = -1
+
+    def _is_last(self) -> bool:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 class ShardRecord(BaseModel):
     """Journal entry of one finished shard of a group.
 
     Attributes:
+        attempt: in the names of its files, until they are published.
         sha256: by path within the store.
         size: bytes, likewise.
         errors: by field: square_error, square_value, clipped, nonfinite.
+        failures: why the teacher gave nothing for a structure, by store row.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    attempt: str
     sha256: dict[str, str]
     size: dict[str, int]
     errors: dict[str, tuple[float, float, int, int]]
+    failures: dict[int, str] = {}
 
 
 @dataclass(frozen=True)
@@ -141,16 +162,48 @@ class WorkFolder:
 
     def records(self, n_shards: int) -> dict[int, ShardRecord]:
         """Finished shards whose files are still there, by number."""
-        found: dict[int, ShardRecord] = {}
-        for shard in range(n_shards):
+        found = {shard: self._finished(shard) for shard in range(n_shards)}
+        return {shard: record for shard, record in found.items() if record is not None}
+
+    def _finished(self, shard: int) -> ShardRecord | None:
+        try:
+            record = ShardRecord.model_validate_json((self.path / f"{shard}.json").read_bytes())
+            sizes = {name: (self.store / name).stat().st_size for name in record.size}
+        except (FileNotFoundError, ValidationError):
+            return None
+        return record if sizes == record.size else None
+
+    @contextmanager
+    def claim(self, shard: int) -> Iterator[bool]:
+        """The right to write a shard, among those that share the store's lock.
+
+        Gives False where another process has it, or where there is nothing left to do. The system
+        takes it back when the process ends, so that the shards of the dead are free again.
+        """
+        try:
+            descriptor = os.open(self.path / f"{shard}.claim", os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # the last of the others has finished the group and cleaned up
+            yield False
+            return
+        try:
             try:
-                record = ShardRecord.model_validate_json((self.path / f"{shard}.json").read_bytes())
-                sizes = {name: (self.store / name).stat().st_size for name in record.size}
-            except (FileNotFoundError, ValidationError):
-                continue
-            if sizes == record.size:
-                found[shard] = record
-        return found
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield self.begun and self._finished(shard) is None
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Within it, no other process that shares the store's lock begins or commits."""
+        descriptor = os.open(self.store / WORK / STEP, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def finish(self) -> None:
         """Remove the folder, and .work with it when no other group is being written."""
@@ -179,10 +232,15 @@ def unfinished_groups(store: Path) -> dict[str, int]:
     return found
 
 
-def remove_partials(folder: Path) -> None:
-    """Remove files that a killed writer had not finished."""
-    for partial in folder.rglob(f"*{PARTIAL_SUFFIX}"):
-        partial.unlink(missing_ok=True)
+def remove_partials(store: Path, group: str) -> None:
+    """Remove files of the store and of one group that a killed writer had not finished."""
+    for found in (
+        store.glob(f"*{PARTIAL_SUFFIX}"),
+        (store / group).rglob(f"*{PARTIAL_SUFFIX}"),
+        (store / WORK / group).glob(f"*{PARTIAL_SUFFIX}"),
+    ):
+        for partial in found:
+            partial.unlink(missing_ok=True)
 
 
 def _first_difference(

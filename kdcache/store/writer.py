@@ -1,38 +1,26 @@
 """Write the shards of one group of a store: its structures, or a teacher.
 
-Owns the order of events; bytes are the business of `shards`, values of `codecs`, the journal of
-`work`. Invariant: every shard is written once and whole, and a group exists for readers only when
-the manifest lists it.
+Owns the order of events and who may write; a shard's files are the business of `shard_writer`, the
+journal of `work`. Invariant: every shard counts once and whole, and a group exists for readers only
+when the manifest lists it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import ShapeError, StoreError, TeacherError
-from kdcache.fields import EDGE_INDEX, EDGE_SHIFT, N_EDGES, FieldSpec
-from kdcache.store.codecs import (
-    FLOATS,
-    EncodingError,
-    OnNonfinite,
-    OnOverflow,
-    UnstorableValue,
-    channels,
-    guard,
-    stored_dtype,
-    to_compact,
-    to_half,
-)
-from kdcache.store.contents import ZARR, group_plans, node_documents, plan_of, shard_file
-from kdcache.store.edges import check_edges
+from kdcache.errors import StoreError, TeacherError
+from kdcache.fields import N_EDGES, FieldSpec
+from kdcache.store.codecs import EncodingError, OnNonfinite, OnOverflow
+from kdcache.store.contents import ZARR, group_plans, node_documents, plan_of
+from kdcache.store.failures import FAILURES, Failures
 from kdcache.store.index import INDEX, StoreIndex
 from kdcache.store.layout import BlockPlan
 from kdcache.store.manifest import (
@@ -45,14 +33,14 @@ from kdcache.store.manifest import (
     read_manifest,
 )
 from kdcache.store.metadata import (
-    SCALE_SUFFIX,
     Json,
     field_documents,
     group_document,
     readable,
     root_document,
 )
-from kdcache.store.shards import write_file, write_shard_file
+from kdcache.store.shard_writer import NOTHING, ShardWriter
+from kdcache.store.shards import publish_file, write_file, write_files
 from kdcache.store.work import ShardRecord, StoreLock, WorkFolder, remove_partials
 
 Array = npt.NDArray[Any]
@@ -62,8 +50,8 @@ class GroupWriter:
     """Writes the shards of one group; made by `create_store` or `add_teacher`.
 
     A context manager. Leaving it before `commit` keeps what is written, for a later writer of the
-    same group to go on from. `write_shard` may be called from several threads, each with a shard of
-    its own.
+    same group to go on from. Several processes may write one group, each with a writer of its own,
+    where all of them were made `shared`: they `claim` shards, and the last one commits.
 
     Attributes:
         path: of the store.
@@ -84,6 +72,7 @@ class GroupWriter:
         on_overflow: OnOverflow,
         on_nonfinite: OnNonfinite,
         lock: StoreLock | None,
+        shared: bool = False,
     ) -> None:
         self.path = path
         self.group = group
@@ -95,7 +84,8 @@ class GroupWriter:
         self._on_overflow = on_overflow
         self._on_nonfinite = on_nonfinite
         # A caller that did work of its own under .work holds the lock already.
-        self._lock = StoreLock(path) if lock is None else None
+        self._lock = StoreLock(path, shared=shared) if lock is None else None
+        self._shared = shared
         self._work = WorkFolder(path, group)
         own_edges = teacher is not None and teacher.has_own_edges
         self._stored = (*self.fields, N_EDGES) if own_edges else self.fields
@@ -104,12 +94,14 @@ class GroupWriter:
             for spec in self._stored
             for name, document in field_documents(spec, plan).items()
         }
+        self._shards = self.shard_writer()
 
     def __enter__(self) -> GroupWriter:
         if self._lock is not None:
             self._lock.__enter__()
         try:
-            self._begin()
+            with self._step():
+                self._begin()
         except BaseException:
             self.__exit__()
             raise
@@ -119,46 +111,76 @@ class GroupWriter:
         if self._lock is not None:
             self._lock.__exit__(*raised)
 
+    def _step(self) -> AbstractContextManager[None]:
+        return self._work.step() if self._shared else nullcontext()
+
+    def claim(self, shard: int) -> AbstractContextManager[bool]:
+        """Within it and where it gives True, no other shared writer writes this shard."""
+        return self._work.claim(shard)
+
     def pending_shards(self) -> list[int]:
         """Shards that are still to be written, ascending."""
+        if self._is_done():
+            return []
         done = self._work.records(self.plan.n_shards)
         return [shard for shard in range(self.plan.n_shards) if shard not in done]
 
-    def write_shard(self, shard: int, arrays: Mapping[str, Array]) -> None:
-        """Encode and write all fields of one shard.
+    def shard_writer(self) -> ShardWriter:
+        """What writes the files of a shard, here or in another process; see `publish`."""
+        teacher = self._teacher is not None
+        return ShardWriter(
+            path=self.path,
+            group=self.group,
+            plan=self.plan,
+            fields=self.fields,
+            stored=self._stored,
+            documents=self._documents,
+            structure_id=self._index.structure_id,
+            on_overflow=self._on_overflow if teacher else "stop",
+            on_nonfinite=self._on_nonfinite if teacher else "stop",
+        )
+
+    def publish(self, shard: int, record: ShardRecord) -> None:
+        """Give the files of an attempt their names, and enter the shard into the journal.
 
         Args:
-            shard: from `pending_shards`.
-            arrays: by field name; the rows of the shard's structures concatenated in store order,
-                [n_rows, *field shape].
+            shard: of which `record` tells; published once.
+            record: from `ShardWriter.write`.
 
         Raises:
-            ShapeError: a field is missing, unknown, or of another shape or dtype.
-            StoreError: edges that are none of their structure's atoms, or not in order.
-            TeacherError: a value that cannot be stored, naming the structure.
+            FileNotFoundError: files of the attempt are not there.
         """
-        check_arrays(self.fields, self.plan, shard, arrays)
-        if self._stored != self.fields:
-            arrays = self._with_counts(shard, arrays)
-        record = ShardRecord(sha256={}, size={}, errors={})
-        for spec in self._stored:
-            error = EncodingError()
-            blocks = self._encoded(spec, shard, np.ascontiguousarray(arrays[spec.name]), error)
-            if spec.codec == "compact":
-                pairs = list(blocks)
-                self._write_array(spec, spec.name, shard, (pair[0] for pair in pairs), record)
-                scales = (pair[1][None] for pair in pairs)
-                self._write_array(spec, spec.name + SCALE_SUFFIX, shard, scales, record)
-            else:
-                self._write_array(spec, spec.name, shard, (pair[0] for pair in blocks), record)
-            record.errors[spec.name] = astuple(error)
+        for name in record.size:
+            publish_file(self.path / name, record.attempt)
         self._work.record(shard, record)
+
+    def write_shard(
+        self, shard: int, arrays: Mapping[str, Array], failures: Mapping[int, str] = NOTHING
+    ) -> None:
+        """Write and publish all fields of one shard; arguments and errors of `ShardWriter.write`.
+
+        May be called from several threads, each with a shard of its own.
+        """
+        self.publish(shard, self._shards.write(shard, arrays, failures))
+
+    def commit_if_whole(self) -> int:
+        """Of shared writers, one commits when the last shard is written.
+
+        Returns:
+            Shards that other writers have yet to write; 0 where the group is finished.
+        """
+        with self._step():
+            pending = self.pending_shards()
+            if not pending and not self._is_done():
+                self.commit()
+            return len(pending)
 
     def commit(self) -> Manifest:
         """Check that every shard is there, write the manifest, remove the traces of writing.
 
         Raises:
             StoreError: shards are missing.
+            TeacherError: the teacher failed on every structure.
         """
         records = self._work.records(self.plan.n_shards)
         if len(records) < self.plan.n_shards:
@@ -166,28 +188,37 @@ class GroupWriter:
                 f"{self.group} of {self.path} has {len(records)} of {self.plan.n_shards} shards. "
                 f"Write the others before it is committed."
             )
-        digests = {name: _sha256(content) for name, content in self._files().items()}
+        files = self._files()
+        reasons = {
+            row: text for record in records.values() for row, text in record.failures.items()
+        }
+        if len(reasons) == len(self._index):
+            raise TeacherError(
+                f"The teacher failed on all {len(reasons)} structures ({reasons[0]}), so there is "
+                f"nothing to learn from. Correct it, and delete {self._work.path} to begin anew."
+            )
+        if reasons:
+            # Before the manifest that lists it, like every other file of the group.
+            failures = Failures.of(reasons, self._index).to_bytes()
+            files[f"{self.group}/{FAILURES}"] = failures
+            write_file(self.path / self.group / FAILURES, failures)
+        digests = {name: _sha256(content) for name, content in files.items()}
         for shard in range(self.plan.n_shards):
             digests |= records[shard].sha256
-        manifest = self._updated(_summed_errors(self._stored, records), digests)
-        write_file(self.path / ZARR, self._root(manifest))
-        write_file(self.path / MANIFEST, manifest.to_bytes())
-        self._work.finish()
+        manifest = self._updated(_summed_errors(self._stored, records), len(reasons), digests)
+        remove_partials(self.path, self.group)
+        root, listing = self._root(manifest), manifest.to_bytes()
+        write_files({self.path / ZARR: root, self.path / MANIFEST: listing})
+        if self._shared:
+            self._work.discard()  # others still hold the lock in .work: the last removes it
+        else:
+            self._work.finish()
         return manifest
-
-    def _with_counts(self, shard: int, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        rows = self.plan.shard_structures(shard)
-        check_edges(
-            arrays[EDGE_INDEX.name],
-            arrays[EDGE_SHIFT.name],
-            self.plan.n_atoms[rows],
-            self.plan.n_edges[rows],
-            f"{self.group}, shard {shard}",
-        )
-        return {**arrays, N_EDGES.name: self.plan.n_edges[rows]}
 
     def _begin(self) -> None:
         structures = WorkFolder(self.path, "structures")
+        if self._is_done():
+            return
         if (self.path / MANIFEST).is_file():
             if self._is_listed() and not self._work.begun:
                 raise StoreError(
@@ -199,9 +230,14 @@ class GroupWriter:
                 # A kill after the manifest and before cleaning up: the structures are finished.
                 structures.discard()
         self._work.begin(self._identity())
-        remove_partials(self.path / self.group)
+        if not self._shared:  # those of others may be under way
+            remove_partials(self.path, self.group)
         for name, content in self._files().items():
             write_file(self.path / name, content)
+
+    def _is_done(self) -> bool:
+        """A shared writer other than this one has committed, and cleaned up."""
+        return self._shared and not self._work.begun and self._is_listed()
 
     def _is_listed(self) -> bool:
         if self._teacher is None:
@@ -242,13 +278,15 @@ class GroupWriter:
                 identity["edges"] = _sha256(self.plan.n_edges.astype("<i8").tobytes())
         return identity
 
-    def _updated(self, errors: dict[str, FieldError], digests: dict[str, str]) -> Manifest:
+    def _updated(
+        self, errors: dict[str, FieldError], n_failed: int, digests: dict[str, str]
+    ) -> Manifest:
         manifest = self._manifest
         if self._teacher is not None:
             # Read again: another teacher may have been added since this one was begun.
             manifest = read_manifest(self.path)
             name = self.group.removeprefix("teachers/")
-            entry = self._teacher.model_copy(update={"errors": errors})
+            entry = self._teacher.model_copy(update={"errors": errors, "n_failed": n_failed})
             manifest = manifest.with_teacher(name, entry)
         root = {ZARR: _sha256(self._root(manifest))}
         update = {
@@ -261,100 +299,6 @@ class GroupWriter:
         plan = plan_of(manifest, self._index, str(self.path))
         nodes = node_documents(manifest, group_plans(self.path, manifest, plan))
         return readable(root_document(plan, manifest.format_version, nodes))
-
-    def _encoded(
-        self, spec: FieldSpec, shard: int, values: Array, error: EncodingError
-    ) -> Iterator[tuple[Array, Array]]:
-        """Stored values and scales (empty but for compact) of each block of a shard."""
-        end = 0
-        none = np.empty(0, np.float32)
-        for used in self.plan.used(spec.level)[self.plan.shard_blocks(shard)]:
-            start, end = end, end + int(used)
-            block = values[start:end]
-            if self._teacher is not None and spec.dtype in FLOATS:
-                try:
-                    block = guard(block, spec.codec, self._on_overflow, self._on_nonfinite, error)
-                except UnstorableValue as unstorable:
-                    raise self._refused(spec, shard, start, unstorable) from None
-            if spec.codec == "half":
-                yield to_half(block, error), none
-            elif spec.codec == "compact":
-                yield to_compact(block, channels(spec), error)
-            else:
-                yield block.astype(stored_dtype(spec), copy=False), none
-
-    def _write_array(
-        self,
-        spec: FieldSpec,
-        name: str,
-        shard: int,
-        blocks: Iterator[Array],
-        record: ShardRecord,
-    ) -> None:
-        relative = shard_file(f"{self.group}/{name}", shard, self._documents[name])
-        capacity = 1 if name != spec.name else self.plan.capacity(spec.level)
-        written = write_shard_file(
-            self.path / relative,
-            blocks,
-            capacity,
-            self.plan.blocks_per_shard,
-            spec.codec == "exact",
-        )
-        record.sha256[relative] = written.sha256
-        record.size[relative] = written.size
-
-    def _refused(
-        self, spec: FieldSpec, shard: int, start: int, unstorable: UnstorableValue
-    ) -> TeacherError:
-        structures = self.plan.shard_structures(shard)
-        ends = np.cumsum(self.plan.counts(spec.level)[structures])
-        row = start + unstorable.row
-        place = int(np.searchsorted(ends, row, side="right"))
-        structure_id = self._index.structure_id[structures.start + place]
-        within = row - (int(ends[place - 1]) if place else 0)
-        where = "" if spec.level == "structure" else f" at {spec.level} {within}"
-        if unstorable.overflow:
-            return TeacherError(
-                f"Structure {structure_id!r}: {spec.name}{where} is {unstorable.value:.6g}, beyond "
-                f"what codec {spec.codec!r} holds. It would become infinite. Keep the field "
-                f"exactly (--codec exact), or cut such values (--on-overflow clip)."
-            )
-        return TeacherError(
-            f"Structure {structure_id!r}: {spec.name}{where} is {unstorable.value}. A student "
-            f"trained on it would become NaN. Leave the structure out, or store zeros instead "
-            f"(--on-nonfinite zero)."
-        )
-
-
-def check_arrays(
-    fields: Sequence[FieldSpec], plan: BlockPlan, shard: int, arrays: Mapping[str, Array]
-) -> None:
-    """Arrays are the fields' rows of one shard.
-
-    Raises:
-        ShapeError: a field is missing or unknown, has another shape, or a dtype whose conversion
-            would change values.
-    """
-    if not 0 <= shard < plan.n_shards:
-        raise ShapeError(f"Shard {shard} is asked for, the store has {plan.n_shards}.")
-    names = [spec.name for spec in fields]
-    if sorted(arrays) != sorted(names):
-        raise ShapeError(f"Shard {shard} needs fields {sorted(names)}, got {sorted(arrays)}.")
-    structures = plan.shard_structures(shard)
-    for spec in fields:
-        values = arrays[spec.name]
-        rows = int(plan.counts(spec.level)[structures].sum())
-        if values.shape != (rows, *spec.shape):
-            raise ShapeError(
-                f"Shard {shard}: {spec.name} must be {[rows, *spec.shape]}, got "
-                f"{list(values.shape)}. Rows would belong to other structures."
-            )
-        lossy = spec.codec != "exact" and values.dtype.kind == "f"
-        if not lossy and not np.can_cast(values.dtype, np.dtype(spec.dtype), "safe"):
-            raise ShapeError(
-                f"Shard {shard}: {spec.name} must be {spec.dtype}, got {values.dtype}, which does "
-                f"not fit it without loss. Convert it first."
-            )
 
 
 def _sha256(content: bytes) -> str:

@@ -3,6 +3,7 @@
 import kdcache.dump
 import kdcache.stream.reader
 import kdcache.teachers.native
+import kdcache.train
 import kdcache_cli.dump
 import kdcache_cli.main
 

@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 
 from kdcache.errors import StoreError
-from kdcache.store.shards import read_chunk_bounds, write_file, write_shard_file
+from kdcache.store.shards import publish_file, read_chunk_bounds, write_file, write_shard_file
 
 
 def test_a_raw_shard_is_chunks_and_an_index(tmp_path: Path) -> None:
     blocks = [np.array([[1, 2], [3, 4]], "<f2"), np.array([[5, 6]], "<f2")]
     path = tmp_path / "c" / "0" / "0"
-    written = write_shard_file(path, blocks, 3, 4, compressed=False)
+    written = write_shard_file(path, "first", blocks, 3, 4, compressed=False)
+    # Another attempt at the same shard, which never ends.
+    write_shard_file(path, "second", blocks[:1], 3, 4, compressed=False)
+    assert not path.exists()
+    publish_file(path, "first")
 
     def chunk(*values: float) -> bytes:
         body = np.array(values, "<f2").tobytes()
@@ -29,7 +33,9 @@ def test_a_raw_shard_is_chunks_and_an_index(tmp_path: Path) -> None:
     expected = chunk(1, 2, 3, 4, 0, 0) + chunk(5, 6, 0, 0, 0, 0) + index
     assert path.read_bytes() == expected
     assert written.size == len(expected)
-    assert [file.name for file in path.parent.iterdir()] == ["0"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["0", "0.second.partial"]
+    with pytest.raises(FileNotFoundError):
+        publish_file(path, "first")
 
 
 def test_the_checksum_is_castagnolis() -> None:
