@@ -55,9 +55,7 @@ def measure(size: str, device: str, options: argparse.Namespace) -> dict[str, li
         else:
             make_store(path, "coll", options.structures, graph=teacher.graph_rule)
         start = clock()
-        report = dump_teacher(
-            path, teacher, DumpOptions("teacher", device=device), graph_cache=cache
-        )
+        report = dump_teacher(path, teacher, DumpOptions("teacher", device=device))
         dump = (clock() - start) / report.n_structures
         config = student_config(base, "n2n", device)
         with (

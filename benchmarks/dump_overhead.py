@@ -93,9 +93,9 @@ class Dumps:
     ) -> None:
         self.store, self.teacher, self.device, self.clock = store, teacher, device, clock
         self.directory = directory
-        self.cache = directory / "graphs"
-        neighbors = neighbors_for(store, teacher.graph_rule, self.cache)
-        further = further_neighbors(store, teacher.further_graphs, self.cache)
+        cache = directory / "graphs"
+        neighbors = neighbors_for(store, teacher.graph_rule, cache)
+        further = further_neighbors(store, teacher.further_graphs, cache)
         reader = WindowReader(store, neighbors, further, labels=False)
         rows = np.arange(len(store.index))
         self.max_atoms = DumpOptions("teacher").max_atoms
@@ -108,7 +108,7 @@ class Dumps:
         shutil.copytree(self.store.path, path)
         options = DumpOptions("teacher", fields=fields, device=self.device)
         start = self.clock()
-        report = dump_teacher(path, self.teacher, options, graph_cache=self.cache)
+        report = dump_teacher(path, self.teacher, options)
         taken = self.clock() - start
         self.n_bytes = report.n_bytes
         shutil.rmtree(path)

@@ -77,7 +77,7 @@ def dump_and_stream(directory: Path) -> tuple[float, float]:
     shutil.copytree(directory / "plain.zarr", path)
     start = time.perf_counter()
     options = DumpOptions("teacher", threads=1)
-    dump_teacher(path, Answers(), options, graph_cache=directory / "graphs")
+    dump_teacher(path, Answers(), options)
     dumped = time.perf_counter() - start
     store = open_store(path)
     neighbors = neighbors_for(store, RULE, directory / "graphs")

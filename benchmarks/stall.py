@@ -34,7 +34,7 @@ def stalls(student: str, device: str, options: argparse.Namespace) -> list[float
         path, cache = Path(scratch) / "store.zarr", Path(scratch) / "graphs"
         make_store(path, "coll", options.structures, graph=teacher.graph_rule)
         dump = DumpOptions("teacher", fields=["node", "vector"], device=device)
-        dump_teacher(path, teacher, dump, graph_cache=cache)
+        dump_teacher(path, teacher, dump)
         strategy = "n2n" if student.startswith("schnet") else "n2n+v2v"
         config = student_config(find_preset(student).config(), strategy, device)
         with steps_of(path, config, cache) as steps:

@@ -189,7 +189,7 @@ def make_store(study: Study, data: Path, directory: Path) -> Path:
     taps = [Tap.parse(text) for text in study.taps]
     loaded = load_native(str(teacher), device="cpu", dtype=torch.float32, taps=taps)
     options = DumpOptions(name="teacher", fields=study.fields)
-    dump_teacher(store, loaded, options, graph_cache=directory / "graph", progress=bars)
+    dump_teacher(store, loaded, options, progress=bars)
     return store
 
 

@@ -49,7 +49,7 @@ def compare(pair: str, device: str, options: argparse.Namespace) -> dict[str, li
         )
         cache = directory / "graphs"
         dump = DumpOptions("teacher", fields=["node"], device=device)
-        dump_teacher(store.path, teacher, dump, graph_cache=cache)
+        dump_teacher(store.path, teacher, dump)
         base = find_preset(student_preset).config()
 
         def side(strategy: str, in_loop: bool = False) -> Steps:

@@ -228,6 +228,13 @@ def steps_per_epoch(lanes: Sequence[Lane]) -> int:
     return max(lane.sampler.steps_per_epoch for lane in lanes)
 
 
+def failing_teachers(stores: Iterable[Store]) -> set[str]:
+    """Names of teachers that gave nothing for some structure of a store."""
+    return {
+        name for store in stores for name, teacher in store.teachers.items() if teacher.n_failed
+    }
+
+
 def check_teachers(store: Store, overlays: Iterable[Overlay], fields: Iterable[str]) -> None:
     """Every overlay must hold the fields that the terms read, of the same teacher.
 

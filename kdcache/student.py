@@ -202,5 +202,5 @@ def _field_rms(
                     values -= reference_totals(numbers, n_atoms, table)
                 else:
                     values -= table[numbers]
-            found[name] = float(np.sqrt((values**2).mean()))
+            found[name] = float(np.sqrt(np.nanmean(values**2)))  # NaN where the teacher failed
     return found

@@ -40,7 +40,14 @@ from kdcache.distributed import ALONE, World, connected, launched
 from kdcache.errors import TrainingError
 from kdcache.evaluate import Metrics
 from kdcache.logbook import Logbook
-from kdcache.mixing import Lane, check_teachers, open_overlays, plan_lanes, steps_per_epoch
+from kdcache.mixing import (
+    Lane,
+    check_teachers,
+    failing_teachers,
+    open_overlays,
+    plan_lanes,
+    steps_per_epoch,
+)
 from kdcache.optim import ExponentialAverage, LearningRate, build_optimizer
 from kdcache.progress import Progress, silent
 from kdcache.selection import select
@@ -168,6 +175,7 @@ class Trainer:
         self.terms = build_store_terms(store, config, self.potential, clock)
         self.terms.to(self.device, self.dtype)
         check_teachers(store, self.overlays, self.terms.required_fields)
+        self.terms.expect_missing(failing_teachers([store, *(o.store for o in self.overlays)]))
         self.truth = GroundTruthLoss(config.loss, clock)
         if world.size > 1:
             check_shareable(self.truth, self.terms)

@@ -162,7 +162,7 @@ def dump(
     fields: Sequence[str] | None = None,
 ) -> DumpReport:
     options = DumpOptions(name=name, codec=codec, fields=fields, threads=1)
-    return dump_teacher(store.path, teacher, options, graph_cache=store.path.parent / "graphs")
+    return dump_teacher(store.path, teacher, options)
 
 
 def student(

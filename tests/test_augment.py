@@ -66,7 +66,6 @@ def write(
         options,
         layout=ImportOptions(graph=teacher.graph_rule),
         dump=DumpOptions(name="teacher", codec="exact", threads=1),
-        graph_cache=path.parent / "graphs",
         **more,
     )
     return open_store(path)

@@ -24,9 +24,9 @@ from kdcache.structures import Batch, Graph
 from kdcache.teachers import NativeTeacher
 from kdcache.train import train_student
 from tests.chain import PAINN, loss_curve, make_potential, make_store, student
+from tests.dump.test_edges import make_teacher
 from tests.edge_model import EDGENET, install
 from tests.test_cache_proof import CLAIM, Teach, taught, train_online
-from tests.test_dump_edges import make_teacher
 
 pytestmark = pytest.mark.proof
 
@@ -68,7 +68,7 @@ def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     teacher = make_teacher(getattr(torch, request.param))
     fields = [spec.name for spec in teacher.field_specs()]
     options = DumpOptions("teacher", fields, "exact", threads=1)
-    dump_teacher(store.path, teacher, options, graph_cache=directory / "graphs")
+    dump_teacher(store.path, teacher, options)
     return open_store(store.path), teacher
 
 
@@ -79,7 +79,7 @@ def gemnet(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     teacher = NativeTeacher(make_potential(GEMNET, dtype=torch.float64))
     fields = [spec.name for spec in teacher.field_specs()]
     options = DumpOptions("teacher", fields, "exact", threads=1)
-    dump_teacher(store.path, teacher, options, graph_cache=store.path.parent / "graphs")
+    dump_teacher(store.path, teacher, options)
     return open_store(store.path), teacher
 
 

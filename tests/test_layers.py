@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     ("errors", "fields", "progress"),
-    ("structures", "devices", "pickles", "origins", "taps"),
+    ("structures", "devices", "pickles", "origins", "taps", "cluster"),
     ("graphs", "matching", "config", "registry", "store", "references", "splits", "logbook"),
     ("readers", "models", "distill", "spool", "selection", "distributed"),
     ("checkpoint", "stream", "ingest", "optim"),

@@ -57,7 +57,6 @@ def overlay(
         AugmentOptions(copies=copies),
         layout=ImportOptions(graph=teacher.graph_rule),
         dump=DumpOptions(name=name, codec="exact", threads=1),
-        graph_cache=path.parent / "graphs",
     )
     return open_store(path)
 

@@ -12,11 +12,11 @@ from kdcache_cli.dumped import names, report_dump
 from kdcache_cli.options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
-    open_teacher,
     read_options,
     reading_options,
     refuse_runs,
     teacher_options,
+    teacher_source,
 )
 from kdcache_cli.progress import bars
 
@@ -95,8 +95,6 @@ def augment_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     kdcache augment features.zarr --teacher teacher -o synthetic.zarr --method relax --share 0.05
     kdcache train-student features.zarr -o student --strategy n2n --with rattled.zarr
     """
-    import tempfile
-
     from kdcache.augment import augment
     from kdcache.augment.options import OF_METHOD, AugmentOptions
     from kdcache.checkpoint import load_potential
@@ -113,7 +111,7 @@ def augment_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     if (values["student"] is None) == (options.method == "ascent"):
         raise ConfigError("--student and --method ascent belong together. Give both, or neither.")
     device = str(find_device(values["device"], "--device"))
-    teacher = open_teacher(values, device, allow_pickle=read.allow_pickle)
+    teacher = teacher_source(values, allow_pickle=read.allow_pickle).load(device)
     student = load_potential(values["student"], device=device) if values["student"] else None
     name, fields, licence = _as_in(data, teacher)
     name, fields = values["name"] or name, names(values["fields"]) or fields
@@ -121,32 +119,30 @@ def augment_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     # Before anything is made: a misspelt field should not wait for it.
     choose_fields(teacher.field_specs(), fields, values["codec"])
     given = values["licence_structures"]
-    with tempfile.TemporaryDirectory(prefix="kdcache-graph-") as scratch:
-        report = augment(
-            list(data),
-            output,
-            teacher,
-            options,
-            layout=ImportOptions(
-                read=read,
-                seed=options.seed,
-                graph=teacher.graph_rule,
-                licence_structures=licence if given is None else given,
-                threads=values["threads"],
-            ),
-            dump=DumpOptions(
-                name=name,
-                fields=fields,
-                codec=values["codec"],
-                max_atoms=values["max_atoms"],
-                licence=values["licence_teacher"],
-                device=device,
-                threads=values["threads"],
-            ),
-            student=student,
-            graph_cache=Path(scratch),
-            progress=bars,
-        )
+    report = augment(
+        list(data),
+        output,
+        teacher,
+        options,
+        layout=ImportOptions(
+            read=read,
+            seed=options.seed,
+            graph=teacher.graph_rule,
+            licence_structures=licence if given is None else given,
+            threads=values["threads"],
+        ),
+        dump=DumpOptions(
+            name=name,
+            fields=fields,
+            codec=values["codec"],
+            max_atoms=values["max_atoms"],
+            licence=values["licence_teacher"],
+            device=device,
+            threads=values["threads"],
+        ),
+        student=student,
+        progress=bars,
+    )
     click.echo(report_dump(report))
     click.echo(f"{output}: {report.n_structures} structures of origin {options.origin}")
 

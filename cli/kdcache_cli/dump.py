@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kdcache.errors import ConfigError
+from kdcache.progress import silent
 from kdcache_cli.dumped import names, report_dump
 from kdcache_cli.options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
-    open_teacher,
+    cluster_of,
+    cluster_options,
     read_options,
     reading_options,
     refuse_runs,
     teacher_options,
+    teacher_source,
 )
 from kdcache_cli.progress import bars
 
@@ -49,6 +54,13 @@ LAYOUT = (
     show_default=True,
     help="A feature that is NaN or infinite.",
 )
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="A structure the teacher fails on, or gives NaN for; skip records it with the reason.",
+)
 @click.option("--no-graph", is_flag=True, help="Do not keep the teacher's neighbour lists.")
 @click.option("--licence-structures", default="", help="Licence of the structures.")
 @click.option("--licence-labels", default="", help="Licence of energies and forces.")
@@ -60,6 +72,19 @@ LAYOUT = (
 @click.option(
     "--threads", type=AT_LEAST_ONE, default=2, show_default=True, help="For neighbour lists."
 )
+@click.option(
+    "--compute-threads",
+    type=AT_LEAST_ONE,
+    help="Of one process on a CPU (default: OMP_NUM_THREADS, else 1, so that a store has the same "
+    "bytes whatever the machine; --workers uses more cores).",
+)
+@click.option(
+    "--part",
+    metavar="K/N",
+    help="One of N processes that share the dump into a store, counted from 0; of a Slurm array.",
+)
+@click.option("--env-report", is_flag=True, help="Record the version of every installed package.")
+@cluster_options
 @reading_options
 def dump_command(data: tuple[str, ...], **values: Any) -> None:
     """Compute the features of a teacher for every structure of DATA and write them to a store.
@@ -70,11 +95,17 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
     kdcache dump-teacher train.extxyz --teacher teacher -o features.zarr
     kdcache dump-teacher --into features.zarr --teacher other --name other
     kdcache dump-teacher s2ef/ --allow-pickle --teacher oc20.pt --teacher-format ocp -o oc.zarr
-    """
-    import tempfile
 
+    Several processes share a dump as workers of a cluster, as ranks of torchrun, or as parts that
+    need not know of each other. Whoever computes, the store is the same.
+
+    \b
+    kdcache dump-teacher train.extxyz --teacher teacher -o features.zarr --workers 4
+    torchrun --nproc-per-node 8 --no-python kdcache dump-teacher train.extxyz ...
+    kdcache dump-teacher --into features.zarr --teacher teacher --part $SLURM_ARRAY_TASK_ID/16
+    """
     from kdcache.devices import find_device
-    from kdcache.dump import DumpOptions, choose_fields, dump_teacher, open_or_import
+    from kdcache.dump import DumpOptions, Part, choose_fields, dump_teacher, open_or_import
     from kdcache.ingest import ImportOptions
     from kdcache.store.manifest import check_name
 
@@ -88,12 +119,25 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
         _refuse_layout(click.get_current_context())
     refuse_runs(data)
     check_name(values["name"], "teacher")
-    device = str(find_device(values["device"], "--device"))
-    teacher = open_teacher(values, device, allow_pickle=read.allow_pickle)
+    cluster = cluster_of(values)
+    part = None if values["part"] is None else Part.parse(values["part"])
+    world = _torchrun()
+    if part is not None and (into is None or not cluster.is_here or world is not None):
+        raise ConfigError(
+            "Parts share one existing store, without a cluster or torchrun. Make the store first "
+            "(kdcache import DATA -o STORE), then give every part --into STORE."
+        )
+    if world is not None and not cluster.is_here:
+        raise ConfigError("torchrun and a cluster both share out the work. Use one of them.")
+    named = values["device"] if world is None else world.device_name(values["device"])
+    # What the parent of workers asks its teacher, any device can answer.
+    device = find_device(named if cluster.is_here else "cpu", "--device")
+    source = teacher_source(values, allow_pickle=read.allow_pickle)
+    teacher = source.load(str(device))
     fields = names(values["fields"])
     # Before the dataset is read: a misspelt field should not wait for it.
     choose_fields(teacher.field_specs(), fields, values["codec"])
-    options = ImportOptions(
+    layout = ImportOptions(
         read=read,
         seed=values["seed"],
         graph=None if values["no_graph"] else teacher.graph_rule,
@@ -102,28 +146,52 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
         licence_structures=values["licence_structures"],
         licence_labels=values["licence_labels"],
     )
-    path = open_or_import(
-        list(data), output or into, options, name=values["name"], new=into is None, progress=bars
+    options = DumpOptions(
+        name=values["name"],
+        fields=fields,
+        codec=values["codec"],
+        max_atoms=values["max_atoms"],
+        on_overflow=values["on_overflow"],
+        on_nonfinite=values["on_nonfinite"],
+        on_error=values["on_error"],
+        licence=values["licence_teacher"],
+        device=str(device) if cluster.is_here else values["device"],
+        threads=values["threads"],
+        compute_threads=values["compute_threads"] or int(os.environ.get("OMP_NUM_THREADS", 1)),
+        all_software=values["env_report"],
     )
-    with tempfile.TemporaryDirectory(prefix="kdcache-graph-") as scratch:
-        report = dump_teacher(
-            path,
-            teacher,
-            DumpOptions(
-                name=values["name"],
-                fields=fields,
-                codec=values["codec"],
-                max_atoms=values["max_atoms"],
-                on_overflow=values["on_overflow"],
-                on_nonfinite=values["on_nonfinite"],
-                licence=values["licence_teacher"],
-                device=device,
-                threads=values["threads"],
-            ),
-            graph_cache=Path(scratch),
-            progress=bars,
-        )
-    click.echo(report_dump(report))
+    target: Path = output or into
+
+    def make_store() -> None:
+        new = into is None
+        open_or_import(list(data), target, layout, name=options.name, new=new, progress=bars)
+
+    dump = partial(dump_teacher, target, teacher, options, source=source, cluster=cluster)
+    if world is None:
+        make_store()
+        click.echo(report_dump(dump(part=part, progress=bars)))
+        return
+    from kdcache.distributed import connected
+
+    with connected(world, device) as ranks:
+        with ranks.first_then_others():
+            if ranks.is_first:
+                make_store()
+        shown = bars if ranks.is_first else silent
+        part = Part(ranks.rank, ranks.size)
+        report = dump(part=part, wait_for_others=ranks.wait, progress=shown)
+        if ranks.is_first:
+            click.echo(report_dump(report))
+
+
+def _torchrun() -> Any:
+    """The ranks this process is one of; None where torchrun did not start it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    from kdcache.distributed import launched
+
+    world = launched()
+    return None if world.size == 1 else world
 
 
 def _refuse_layout(context: click.Context) -> None:

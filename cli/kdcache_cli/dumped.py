@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from kdcache_cli.tables import size, table
+
+SHOWN_FAILURES = 5
 
 
 def names(text: str | None) -> list[str] | None:
@@ -16,6 +19,11 @@ def names(text: str | None) -> list[str] | None:
 
 def report_dump(report: Any) -> str:
     """What was kept of a teacher, with its errors, and how fast."""
+    if report.left_to_others:
+        return (
+            f"{report.computed} structures computed in {report.seconds:.1f} s; "
+            f"{report.left_to_others} shards are with other parts, the last of which finishes"
+        )
     rows = []
     for name, entry in report.entry.fields.items():
         error = report.entry.errors[name]
@@ -27,8 +35,21 @@ def report_dump(report: Any) -> str:
     rate = report.computed / report.seconds if report.seconds else 0.0
     return "\n".join(
         [
+            *_failed(report.failed),
             table(["field", "level", "shape", "codec", "relative error"], rows),
             f"{report.n_structures} structures, {report.n_atoms} atoms, {size(report.n_bytes)}; "
             f"{report.computed} computed in {report.seconds:.1f} s ({rate:.0f} structures/s)",
         ]
     )
+
+
+def _failed(reasons: Mapping[str, str]) -> list[str]:
+    if not reasons:
+        return []
+    shown = [f"  {name}: {reason}" for name, reason in list(reasons.items())[:SHOWN_FAILURES]]
+    more = [f"  and {len(reasons) - len(shown)} more"] if len(reasons) > len(shown) else []
+    return [
+        f"the teacher failed on {len(reasons)} structures, left without features:",
+        *shown,
+        *more,
+    ]

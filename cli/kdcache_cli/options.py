@@ -109,6 +109,40 @@ def _set_variable(variable: str, ctx: click.Context, _: click.Parameter, value: 
     ctx.call_on_close(restore)
 
 
+CLUSTER = (
+    click.option(
+        "--cluster",
+        "cluster_address",
+        metavar="ADDRESS",
+        help="Have the workers of a dask scheduler do it, e.g. tcp://node01:8786.",
+    ),
+    click.option(
+        "--workers",
+        type=AT_LEAST_ONE,
+        help="Have so many processes of this machine do it (needs kdcache[cluster]).",
+    ),
+)
+
+
+def cluster_options(command: F) -> F:
+    """`--cluster` and `--workers`: who works on the shards of a store."""
+    for option in reversed(CLUSTER):
+        command = option(command)
+    return command
+
+
+def cluster_of(values: Mapping[str, Any], *, threads: int = 1) -> Any:
+    """The `ClusterOptions` of a command with `cluster_options`.
+
+    Args:
+        values: its keyword arguments.
+        threads: of this process, where it does the work itself.
+    """
+    from kdcache.cluster import ClusterOptions
+
+    return ClusterOptions(values["cluster_address"], values["workers"] or 0, threads)
+
+
 TEACHER = (
     click.option(
         "--teacher",
@@ -147,17 +181,16 @@ def teacher_options(command: F) -> F:
     return command
 
 
-def open_teacher(values: Mapping[str, Any], device: str, *, allow_pickle: bool) -> Any:
-    """The teacher that `teacher_options` name, on `device`."""
+def teacher_source(values: Mapping[str, Any], *, allow_pickle: bool) -> Any:
+    """The `TeacherSource` that `teacher_options` name."""
+    from kdcache.dump import TeacherSource
     from kdcache.models.taps import Tap
-    from kdcache.teachers import load_teacher
 
-    return load_teacher(
+    return TeacherSource(
         values["teacher_format"],
         values["checkpoint"],
-        device=device,
         precision=values["precision"],
-        taps=[Tap.parse(text) for text in values["taps"]],
+        taps=tuple(Tap.parse(text) for text in values["taps"]),
         scale_file=values["scale_file"],
         config_file=values["teacher_config"],
         allow_pickle=allow_pickle,

@@ -138,7 +138,6 @@ def augment(
     layout: ImportOptions,
     dump: DumpOptions,
     student: Potential | None = None,
-    graph_cache: Path,
     progress: Progress = silent,
 ) -> DumpReport:
     """Make structures out of a dataset's and write them, labelled by a teacher, to a new store.
@@ -151,7 +150,6 @@ def augment(
         layout: how `sources` are read, and what is kept of the new structures.
         dump: name and fields of the teacher.
         student: of the method ascent.
-        graph_cache: directory for neighbour lists the overlay does not keep.
         progress: shows structures made and labelled.
 
     Raises:
@@ -182,7 +180,7 @@ def augment(
         _check_same(open_store(output), dataset.recipe)
     else:
         import_dataset(dataset, output, replace(layout, read=read), progress)
-    return dump_teacher(output, teacher, dump, graph_cache=graph_cache, progress=progress)
+    return dump_teacher(output, teacher, dump, progress=progress)
 
 
 def same_teacher(store: Store, teacher: Teacher) -> str | None:

@@ -6,7 +6,7 @@ Invariant: a row that a teacher has nothing for counts for nothing, in value and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,8 @@ class Term(nn.Module):
         self.loss = loss
         self.student_projection = student_projection
         self.teacher_projection = teacher_projection
+        # Edges are matched one by one; other rows are missing where a teacher failed.
+        self.may_miss_rows = level == "edge"
         self.register_buffer("rms", torch.tensor(rms))
 
     def forward(self, output: ModelOutput, batch: Batch) -> Tensor:
@@ -113,7 +115,7 @@ class Term(nn.Module):
         """The teacher's rows, and what each weighs."""
         target = batch.teacher[self.key].to(dtype)
         weight = origin_weight(batch, self.level)
-        return _matched(target, weight) if self.level == "edge" else (target, weight)
+        return _present(target, weight) if self.may_miss_rows else (target, weight)
 
 
 class Terms(nn.Module):
@@ -131,6 +133,14 @@ class Terms(nn.Module):
     def required_fields(self) -> tuple[str, ...]:
         """Keys of `Batch.teacher` that the terms read, each once."""
         return tuple(dict.fromkeys(term.key for term in self._bound()))
+
+    def expect_missing(self, teachers: Collection[str]) -> None:
+        """Rows of these teachers' fields may be NaN, and then do not count.
+
+        Looked for only where they may be: it costs a pass over the features.
+        """
+        for term in self._bound():
+            term.may_miss_rows |= term.key.partition("/")[0] in teachers
 
     def weights(self, step: int) -> dict[str, float]:
         """lambda_k(t) by term name."""
@@ -183,8 +193,8 @@ def origin_weight(batch: Batch, level: Level) -> Tensor | None:
     return weight[owner if level == "atom" else owner[batch.edge_index[1]]]
 
 
-def _matched(target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Edge features, and weights by edge, with zeros where the teacher has no such edge."""
+def _present(target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Features and weights by row, with zeros where the teacher has no such row."""
     absent = target.flatten(1).isnan().any(dim=1)
     present = (~absent).to(target.dtype)
     # A row of weight 0 must be a number: 0 times NaN would still be NaN.

@@ -185,6 +185,16 @@ def count_edges(store: Store, neighbors: Neighbors) -> IntArray:
     return np.concatenate([neighbors.read([block]).n_edges for block in blocks]).astype(np.int64)
 
 
+def kept_neighbors(store: Store, rule: GraphRule) -> Neighbors | None:
+    """Lists under `rule` out of the list the store keeps; None where that does not hold them."""
+    kept = store.manifest.graph
+    if kept is not None and kept == rule:
+        return StoredNeighbors(store)
+    if kept is not None and kept.truncated is False and rule.cutoff <= kept.cutoff:
+        return RestrictedNeighbors(store, StoredNeighbors(store), rule)
+    return None
+
+
 def neighbors_for(
     store: Store, rule: GraphRule, cache: Path, *, threads: int = 2, progress: Progress = silent
 ) -> Neighbors:
@@ -198,11 +208,9 @@ def neighbors_for(
         threads: for the search.
         progress: shows the search.
     """
-    kept = store.manifest.graph
-    if kept is not None and kept == rule:
-        return StoredNeighbors(store)
-    if kept is not None and kept.truncated is False and rule.cutoff <= kept.cutoff:
-        return RestrictedNeighbors(store, StoredNeighbors(store), rule)
+    kept = kept_neighbors(store, rule)
+    if kept is not None:
+        return kept
     key = json.dumps([store.manifest.dataset.digest, rule.to_json()], sort_keys=True)
     # The order of a store is part of its files' layout, so it is part of the key as well.
     order = hashlib.sha256(store.index.source_index.astype("<i8").tobytes()).hexdigest()
@@ -236,6 +244,22 @@ def further_neighbors(
     return {name: RestrictedNeighbors(store, whole, rule) for name, rule in rules.items()}
 
 
+def search(
+    store: Store, rule: GraphRule, blocks: Sequence[int], pool: ThreadPoolExecutor
+) -> BlockEdges:
+    """Neighbour lists of the structures of some blocks, found on the threads of a pool."""
+    n_atoms = store.index.n_atoms[block_rows(store, blocks)]
+    ends = np.cumsum(n_atoms)
+    positions = np.split(store.read("structures/positions", blocks), ends[:-1])
+    cells, pbcs = (store.read(f"structures/{name}", blocks) for name in ("cell", "pbc"))
+    found = list(pool.map(lambda p, c, b: neighbor_list(p, c, b, rule), positions, cells, pbcs))
+    return BlockEdges(
+        n_edges=np.array([edges.n_edges for edges in found], np.int64),
+        edge_index=np.concatenate([edges.edge_index.T for edges in found]),
+        edge_shift=np.concatenate([edges.edge_shift for edges in found]),
+    )
+
+
 def _compute(
     store: Store, rule: GraphRule, directory: Path, threads: int, progress: Progress
 ) -> None:
@@ -251,18 +275,11 @@ def _compute(
         progress("neighbour lists", len(store.index), "structures") as advance,
     ):
         for block in range(plan.n_blocks):
-            rows = plan.block_structures(block)
-            positions = store.read("structures/positions", [block])
-            cells = store.read("structures/cell", [block])
-            pbcs = store.read("structures/pbc", [block])
-            ends = np.cumsum(plan.n_atoms[rows])
-            parts = np.split(positions, ends[:-1])
-            found = list(pool.map(lambda p, c, b: neighbor_list(p, c, b, rule), parts, cells, pbcs))
-            n_edges[rows] = [edges.edge_index.shape[1] for edges in found]
-            for edges in found:
-                np.ascontiguousarray(edges.edge_index.T, "<i4").tofile(index_file)
-                np.ascontiguousarray(edges.edge_shift, "<i2").tofile(shift_file)
-            advance(len(found))
+            found = search(store, rule, [block], pool)
+            n_edges[plan.block_structures(block)] = found.n_edges
+            np.ascontiguousarray(found.edge_index, "<i4").tofile(index_file)
+            np.ascontiguousarray(found.edge_shift, "<i2").tofile(shift_file)
+            advance(len(found.n_edges))
     total = int(n_edges.sum())
     np.save(partial / "edge_start.npy", np.concatenate([[0], np.cumsum(n_edges)]))
     _wrap(partial, "edge_index", (total, 2), "<i4")

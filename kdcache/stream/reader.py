@@ -43,7 +43,8 @@ class WindowReader:
         references: eV by atomic number; subtracted from every energy that is read.
         labelled: [n_structures] whether a structure's ground truth may be seen; None for all.
         labels: read energies and forces.
-        truth: group they are read from; a teacher's, where it stands in for the ground truth.
+        truth: group they are read from; a teacher's, where it stands in for the ground truth: NaN,
+            like a missing label, where it failed.
         origin_weight: weight of these structures in every loss; None where nothing is mixed.
         dtype: floating dtype of the batches.
         keep_half: leave what is stored as float16 so, for a GPU to widen.
@@ -61,9 +62,15 @@ class WindowReader:
     dtype: npt.DTypeLike = np.float32
     keep_half: bool = False
     _fields: FieldReads = field(init=False, repr=False, compare=False)
+    _failed: dict[str, npt.NDArray[np.bool_]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._fields = FieldReads(self.store)
+        self._failed = {}
+        for teacher in {name.rpartition("/")[0] for name in self.teacher_fields}:
+            if self.store.teachers[teacher].n_failed:
+                self._failed[teacher] = np.zeros(len(self.store), bool)
+                self._failed[teacher][self.store.failures(teacher).row] = True
 
     def read(self, blocks: IntArray) -> Window:
         """The structures of `blocks`, in store order."""
@@ -95,13 +102,15 @@ class WindowReader:
             group, _, short = name.rpartition("/")
             arrays[short] = self._fields.read(name, chosen)
             levels[short] = self.store.fields(group)[short].level
-        table = reference_table(self.references)
-        reference = {
-            "atom": table[arrays["atomic_numbers"]],
-            "structure": reference_totals(arrays["atomic_numbers"], n_atoms, table),
-        }
+        reference: dict[str, Array] = {}
+        if self.references:
+            table = reference_table(self.references)
+            reference = {
+                "atom": table[arrays["atomic_numbers"]],
+                "structure": reference_totals(arrays["atomic_numbers"], n_atoms, table),
+            }
         if self.labels:
-            arrays["energy"] = arrays["energy"] - reference["structure"]
+            arrays["energy"] = _less(arrays["energy"], reference, "structure")
         lists = read_lists({"": self.neighbors, **self.further}, chosen)
         edges = lists.pop("")
         arrays["edge_index"], levels["edge_index"] = edges.edge_index, "edge"
@@ -110,11 +119,16 @@ class WindowReader:
         for name in self.teacher_fields:
             spec = self.store.spec(f"teachers/{name}")
             array = self._fields.read(f"teachers/{name}", chosen)
-            arrays[name] = array - reference[spec.level] if spec.unit == "eV" else array
+            teacher = name.rpartition("/")[0]
+            if teacher in self._failed:
+                # NaN whatever the codec: whole numbers have none.
+                counts = self.store.plans[f"teachers/{teacher}"].counts(spec.level)[rows]
+                array[np.repeat(self._failed[teacher][rows], counts)] = np.nan
+            in_ev = spec.unit == "eV"
+            arrays[name] = _less(array, reference, spec.level) if in_ev else array
             levels[name] = spec.level
             if spec.level == "edge":
                 # Its rows are the teacher's edges, which a batch has the student's own of.
-                teacher = name.rpartition("/")[0]
                 levels[name] = f"edge of {teacher}"
                 if levels[name] not in matches:
                     theirs = teacher_edges(self.store, teacher).read(chosen)
@@ -145,6 +159,13 @@ class WindowReader:
             matches,
             self.keep_half,
         )
+
+
+def _less(energies: Array, reference: Mapping[str, Array], level: str) -> Array:
+    """Energies in float64, less their reference where there are any."""
+    if not reference:
+        return energies.astype(np.float64, copy=False)
+    return energies - reference[level]
 
 
 def sequential(reader: WindowReader, rows: IntArray, max_atoms: int) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ import yaml
 from kdcache.dump import DumpOptions, dump_teacher
 from kdcache.store import open_store
 from tests.cli.commands import dataset, kdcache, refused, settings, usage, write_structures
-from tests.test_dump_edges import make_teacher
+from tests.dump.test_edges import make_teacher
 
 
 def configuration(run: Path) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def test_a_teacher_with_edges_gives_their_sums_under_the_weights_of_a_published_
     store, run = tmp_path / "edges.zarr", tmp_path / "run"
     kdcache("import", data, "-o", store)
     teacher = make_teacher(references={})
-    dump_teacher(store, teacher, DumpOptions("edgy", threads=1), graph_cache=tmp_path)
+    dump_teacher(store, teacher, DumpOptions("edgy", threads=1))
     command = ("train-student", store, "-o", run, "--strategy", "n2n,e2n,v2v", "--stop-after", 1)
     assert "No published weights for edgenet/painn" in refused(*command, *settings())
     line = refused(*command, "--published", "gemnet-oc/painn/coal", *settings())

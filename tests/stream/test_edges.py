@@ -23,7 +23,7 @@ from kdcache.stream.sampler import BlockShuffle
 from kdcache.stream.window import collate, take_matched
 from kdcache.structures import Batch
 from tests.chain import make_store
-from tests.test_dump_edges import make_teacher
+from tests.dump.test_edges import make_teacher
 
 THEIRS = GraphRule(3.0, 6, symmetric=True)
 # Of the teacher's own graph: itself, a part, more than all, another choice of neighbours, nothing.
@@ -44,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     teacher = make_teacher(max_neighbors=6)
     assert teacher.graph_rule == THEIRS
     options = DumpOptions("teacher", ["edge", "node"], "exact", threads=1)
-    dump_teacher(made.path, teacher, options, graph_cache=made.path.parent / "graphs")
+    dump_teacher(made.path, teacher, options)
     return open_store(made.path)
 
 
@@ -109,11 +109,14 @@ def test_every_edge_of_a_batch_has_its_own_features_or_none(
 
 def test_half_precision_keeps_what_is_missing_missing() -> None:
     array = np.arange(6, dtype=np.float16).reshape(3, 2)
-    taken = take_matched(array, np.array([2, -1, 0]))
+    taken = take_matched(array, np.array([2, -1, 0]), np.float16)
     assert taken.dtype == np.float16
     assert np.isnan(taken[1]).all()
     assert taken[[0, 2]].tolist() == [[4, 5], [0, 1]]
-    assert np.isnan(take_matched(array[:0], np.array([-1, -1]))).all()
+    wide = take_matched(array, np.array([2, -1, 0]), np.float32)
+    assert wide.dtype == np.float32
+    np.testing.assert_array_equal(wide, taken.astype(np.float32))
+    assert np.isnan(take_matched(array[:0], np.array([-1, -1]), np.float32)).all()
 
 
 def test_the_share_of_edges_is_reported(store: Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,7 @@ from tests.chain import (
     structures,
     student,
 )
-from tests.test_dump_edges import make_teacher
+from tests.dump.test_edges import make_teacher
 
 MODELS = pytest.mark.parametrize("model", [PAINN, SCHNET], ids=["painn", "schnet"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f4", "f8"])

@@ -39,7 +39,7 @@ CODEC_ERROR: dict[Codec, float] = {"exact": 2e-6, "half": 5e-4, "compact": 5e-3}
 
 def run(store: Store, teacher: Teacher, **options: object) -> DumpReport:
     chosen = DumpOptions(**{"name": "teacher", "threads": 1, **options})  # type: ignore[arg-type]
-    return dump_teacher(store.path, teacher, chosen, graph_cache=store.path.parent / "graphs")
+    return dump_teacher(store.path, teacher, chosen)
 
 
 def one_by_one(store: Store, teacher: Teacher) -> dict[str, np.ndarray]:

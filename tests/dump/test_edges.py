@@ -20,8 +20,8 @@ from kdcache.store import Store, open_store, verify_store
 from kdcache.structures import Batch
 from kdcache.teachers import NativeTeacher, Teacher
 from tests.chain import REFERENCES, SCHNET, make_potential, make_store
+from tests.dump.test_pipeline import Interrupted, assert_close, one_by_one
 from tests.edge_model import EdgeNet, EdgeNetHyperparameters
-from tests.test_dump import Interrupted, assert_close, one_by_one
 
 GRAPHS = (None, GraphRule(3.0), GraphRule(4.0), GraphRule(2.0))
 
@@ -40,7 +40,7 @@ def make_teacher(
 def run(store: Store, teacher: Teacher, **options: object) -> DumpReport:
     settings = {"name": "teacher", "threads": 1, "codec": "exact", **options}
     chosen = DumpOptions(**settings)  # type: ignore[arg-type]
-    return dump_teacher(store.path, teacher, chosen, graph_cache=store.path.parent / "graphs")
+    return dump_teacher(store.path, teacher, chosen)
 
 
 def one_structure_at_a_time(store: Store, field: str) -> Iterator[np.ndarray]:
