@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from kdcache_cli.options import (
+    cluster_of,
+    cluster_options,
     read_options,
     reading_options,
     refuse_runs,
@@ -17,6 +19,7 @@ from kdcache_cli.options import (
     store_or_address,
 )
 from kdcache_cli.progress import bars
+from kdcache_cli.tables import size
 
 
 @click.command("inspect")
@@ -37,6 +40,7 @@ def inspect_command(store: Path | str, as_json: bool) -> None:
 @click.command("verify")
 @click.argument("store", type=store_or_address)
 @click.option("--data", multiple=True, help="Also check that the store was made from this dataset.")
+@cluster_options
 @store_cache_options
 @reading_options
 def verify_command(store: Path | str, data: tuple[str, ...], **values: Any) -> None:
@@ -45,16 +49,22 @@ def verify_command(store: Path | str, data: tuple[str, ...], **values: Any) -> N
     \b
     kdcache verify features.zarr --data train.extxyz
     """
+    import time
+
+    from kdcache.cluster import open_cluster
     from kdcache.readers import read_structures
     from kdcache.store import verify_store
 
     options = read_options(values)
     refuse_runs(data)
     structures = read_structures(list(data), options) if data else None
-    report = verify_store(store, data=structures, progress=bars)
+    started = time.perf_counter()
+    with open_cluster(cluster_of(values)) as cluster:
+        report = verify_store(store, data=structures, cluster=cluster, progress=bars)
+    seconds = max(time.perf_counter() - started, 1e-3)
     for problem in report.problems:
         click.secho(f"wrong: {problem}", err=True, fg="red")
     if report.problems:
         click.echo(f"kdcache: {store}: {report.summary}", err=True)
         sys.exit(2)
-    click.echo(report.summary)
+    click.echo(f"{report.summary}; {seconds:.1f} s ({size(int(report.n_bytes / seconds))}/s)")

@@ -1,33 +1,32 @@
-"""Check a store to its last byte.
+"""Check a store to its last byte, here or by a cluster.
 
 Unlike `open_store`, which refuses at the first disagreement, this goes on and collects them.
-Invariant: a store without problems holds what its manifest says, in every file and every block.
+Invariant: a store without problems holds what its manifest says, in every file and every block, and
+the problems of a store and their order do not depend on who looked.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-
+from kdcache.cluster import Cluster, Here
 from kdcache.errors import IdentityError, StoreError
-from kdcache.fields import EDGE_INDEX, EDGE_SHIFT, FieldSpec
 from kdcache.progress import Progress, silent
-from kdcache.store.codecs import FLOATS
 from kdcache.store.contents import expected_files
-from kdcache.store.edges import check_edges, check_lengths
 from kdcache.store.files import StoreFiles
+from kdcache.store.location import StoreUrl
 from kdcache.store.manifest import Manifest, read_manifest
 from kdcache.store.reader import Store, open_store, store_files
+from kdcache.store.scan import reference
+from kdcache.store.verify_shards import CheckContent, CheckShards
 from kdcache.structures import Structure
 
-FETCHED_AT_ONCE = 8  # blocks of one field
-# Ground truth of a structure without labels is NaN; whatever a teacher says is finite.
-LABELS = ("energy", "forces")
+# Files of which one process computes the digests before it says so.
+FILES_AT_ONCE = 8
 
 
 @dataclass(slots=True)
@@ -65,6 +64,7 @@ def verify_store(
     path: str | Path | StoreFiles,
     *,
     data: Iterable[Structure] | None = None,
+    cluster: Cluster | None = None,
     progress: Progress = silent,
 ) -> VerifyReport:
     """Check every digest, checksum, count and content hash of a store.
@@ -72,13 +72,15 @@ def verify_store(
     Args:
         path: of the store, or its address; or its files.
         data: the dataset it is said to be made from, in its order: identity and labels are
-            compared too.
-        progress: shows bytes and structures.
+            compared too, in this process.
+        cluster: who reads the shards; None for this process.
+        progress: shows files, blocks and structures.
 
     Raises:
         StoreError: there is no finished store to check.
     """
     files = store_files(path)
+    cluster = Here() if cluster is None else cluster
     report = VerifyReport()
     try:
         store = open_store(files)
@@ -88,14 +90,13 @@ def verify_store(
         except FileNotFoundError:
             raise error from None
         report.problems.append(str(error))
-        _check_digests(files, manifest, report, progress)
+        _check_digests(files, manifest, report, cluster, progress)
         return report
     _check_listing(store, report)
-    _check_digests(files, store.manifest, report, progress)
-    _check_values(store, report, progress)
-    _check_own_edges(store, report)
+    _check_digests(files, store.manifest, report, cluster, progress)
+    _check_shards(store, report, cluster, progress)
     if all(name in store.fields("structures") for name in ("positions", "cell", "pbc")):
-        _check_content(store, report, progress)
+        _check_content(store, report, cluster, progress)
     if data is not None:
         _check_dataset(store, data, report, progress)
     return report
@@ -109,132 +110,124 @@ def _check_listing(store: Store, report: VerifyReport) -> None:
             if name in expected
             else f"the manifest has a digest of {name}, which is no file of this store"
         )
+    for teacher in store.teachers:
+        try:
+            store.failures(teacher)
+        except StoreError as error:
+            report.problems.append(str(error))
+
+
+class FoundDigest(NamedTuple):
+    """A file that was read: bytes, and what is wrong; `read` where all of it was."""
+
+    n_bytes: int
+    read: bool
+    problem: str
+
+
+@dataclass(frozen=True)
+class _CheckDigests:
+    """Digests of some files: the k-th few of all that the manifest names."""
+
+    files: StoreFiles | Path | StoreUrl
+
+    def __call__(self) -> Callable[[int], list[FoundDigest]]:
+        files = store_files(self.files)
+        expected_of = sorted(read_manifest(files).digests.items())
+
+        def check(few: int) -> list[FoundDigest]:
+            first = few * FILES_AT_ONCE
+            named = expected_of[first : first + FILES_AT_ONCE]
+            return [_digest(files, name, expected) for name, expected in named]
+
+        return check
 
 
 def _check_digests(
-    files: StoreFiles, manifest: Manifest, report: VerifyReport, progress: Progress
+    files: StoreFiles,
+    manifest: Manifest,
+    report: VerifyReport,
+    cluster: Cluster,
+    progress: Progress,
 ) -> None:
-    with progress("digests", len(manifest.digests), "files") as advance:
-        for name, expected in sorted(manifest.digests.items()):
-            advance()
-            if ".." in Path(name).parts or Path(name).is_absolute():
-                report.problems.append(f"the manifest names {name}, which is outside the store")
-                continue
-            digest = hashlib.sha256()
-            try:
-                for content in files.stream(name):
-                    digest.update(content)
-                    report.n_bytes += len(content)
-            except OSError as error:
-                reason = error.strerror or "it is not there"
-                report.problems.append(f"{name} cannot be read: {reason}")
-                continue
-            except StoreError as error:
-                report.problems.append(str(error))
-                continue
-            report.n_files += 1
-            if digest.hexdigest() != expected:
-                report.problems.append(
-                    f"{name} has digest {digest.hexdigest()[:12]}…, the manifest says "
-                    f"{expected[:12]}…"
-                )
+    location = files.location
+    where: StoreFiles | Path | StoreUrl = files
+    if not isinstance(cluster, Here):
+        where = location.resolve() if isinstance(location, Path) else location
+    n_files = len(manifest.digests)
+    found: dict[int, list[FoundDigest]] = {}
+    with progress("digests", n_files, "files") as advance:
+        few = range(-(-n_files // FILES_AT_ONCE))
+        for k, digests in cluster.run(_CheckDigests(where), few):
+            found[k] = digests
+            advance(len(digests))
+    for k in sorted(found):
+        for digest in found[k]:
+            report.n_bytes += digest.n_bytes
+            report.n_files += digest.read
+            if digest.problem:
+                report.problems.append(digest.problem)
 
 
-def _check_values(store: Store, report: VerifyReport, progress: Progress) -> None:
-    names = [
-        (f"{group}/{name}", spec)
-        for group in ("structures", *(f"teachers/{t}" for t in store.teachers))
-        for name, spec in store.fields(group).items()
-    ]
-    with progress("values", len(names) * store.plan.n_blocks, "blocks") as advance:
-        for name, spec in names:
-            for start in range(0, store.plan.n_blocks, FETCHED_AT_ONCE):
-                blocks = range(start, min(start + FETCHED_AT_ONCE, store.plan.n_blocks))
-                with _fetched(store, name, blocks):
-                    for block in blocks:
-                        advance()
-                        try:
-                            _check_block(store, name, spec, block)
-                            report.n_blocks += 1
-                        except StoreError as error:
-                            report.problems.append(str(error))
+def _digest(files: StoreFiles, name: str, expected: str) -> FoundDigest:
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        return FoundDigest(0, False, f"the manifest names {name}, which is outside the store")
+    digest, n_bytes = hashlib.sha256(), 0
+    try:
+        for content in files.stream(name):
+            digest.update(content)
+            n_bytes += len(content)
+    except OSError as error:
+        reason = error.strerror or "it is not there"
+        return FoundDigest(n_bytes, False, f"{name} cannot be read: {reason}")
+    except StoreError as error:
+        return FoundDigest(n_bytes, False, str(error))
+    found = digest.hexdigest()
+    wrong = f"{name} has digest {found[:12]}…, the manifest says {expected[:12]}…"
+    return FoundDigest(n_bytes, True, "" if found == expected else wrong)
 
 
-@contextmanager
-def _fetched(store: Store, name: str, blocks: range) -> Iterator[None]:
-    """As `Store.fetched`; what it cannot fetch is found again, and said, block by block."""
-    with ExitStack() as stack:
-        with suppress(StoreError):
-            stack.enter_context(store.fetched([name], blocks))
-        yield
+def _check_shards(store: Store, report: VerifyReport, cluster: Cluster, progress: Progress) -> None:
+    work = CheckShards(reference(store, cluster))
+    n_fields = sum(len(store.fields(group)) for group in store.plans)
+    values: list[tuple[int, int, str]] = []
+    edges: list[tuple[int, int, str]] = []
+    with progress("values", n_fields * store.plan.n_blocks, "blocks") as advance:
+        for shard, found in cluster.run(work, range(store.plan.n_shards)):
+            report.n_blocks += found.n_blocks
+            values += found.values
+            edges += found.edges
+            advance(n_fields * len(store.plan.shard_blocks(shard)))
+    report.problems += [text for *_, text in sorted(values)]
+    for *_, text in sorted(edges):
+        if text not in report.problems:
+            report.problems.append(text)
 
 
-def _check_block(store: Store, name: str, spec: FieldSpec, block: int) -> None:
-    values = store.read(name, [block])
-    may_be_nan = name.startswith("structures/") and spec.name in LABELS
-    if spec.dtype in FLOATS and len(values):
-        wrong = np.isinf(values) if may_be_nan else ~np.isfinite(values)
-        if wrong.any():
-            raise StoreError(f"{name}, block {block}: {int(wrong.sum())} values are not finite")
-    if spec.name == "edge_index" and len(values):
-        plan = store.plans[name.rpartition("/")[0]]
-        rows = plan.block_structures(block)
-        limit = np.repeat(plan.n_atoms[rows], plan.n_edges[rows])
-        if values.min() < 0 or (values >= limit[:, None]).any():
-            raise StoreError(f"{name}, block {block}: an edge names an atom its structure lacks")
-
-
-def _check_own_edges(store: Store, report: VerifyReport) -> None:
-    """Features are matched by these edges, so each is one of its structure, in order, in reach."""
-    known = {"positions", "cell"} <= set(store.fields("structures"))
-    for name, teacher in store.teachers.items():
-        if not teacher.has_own_edges:
-            continue
-        group = f"teachers/{name}"
-        plan = store.plans[group]
-        for block in range(plan.n_blocks):
-            where, rows = f"{group}, block {block}", plan.block_structures(block)
-            try:
-                index = store.read(f"{group}/{EDGE_INDEX.name}", [block])
-                shift = store.read(f"{group}/{EDGE_SHIFT.name}", [block])
-                check_edges(index, shift, plan.n_atoms[rows], plan.n_edges[rows], where)
-                if known and teacher.graph is not None:
-                    check_lengths(
-                        index,
-                        shift,
-                        plan.n_atoms[rows],
-                        plan.n_edges[rows],
-                        store.read("structures/positions", [block]),
-                        store.read("structures/cell", [block]),
-                        teacher.graph.cutoff,
-                        where,
-                    )
-            except StoreError as error:
-                if str(error) not in report.problems:
-                    report.problems.append(str(error))
-
-
-def _check_content(store: Store, report: VerifyReport, progress: Progress) -> None:
-    wrong: list[str] = []
-    labelled = 0
+def _check_content(
+    store: Store, report: VerifyReport, cluster: Cluster, progress: Progress
+) -> None:
+    work = CheckContent(reference(store, cluster))
+    found = {}
     with progress("content hashes", len(store.index), "structures") as advance:
-        try:
-            for row, structure in enumerate(store.structures("store")):
-                advance()
-                report.n_structures += 1
-                labelled += structure.energy is not None and structure.forces is not None
-                if structure.content_hash() != store.index.content_hash[row].tobytes():
-                    wrong.append(f"{structure.structure_id!r} (row {row})")
-        except StoreError as error:
-            if str(error) not in report.problems:
-                report.problems.append(str(error))
-            return
+        for shard, content in cluster.run(work, range(store.plan.n_shards)):
+            found[shard] = content
+            advance(content.n_structures)
+    shards = [found[shard] for shard in sorted(found)]
+    report.n_structures += sum(shard.n_structures for shard in shards)
+    unread = [shard.problem for shard in shards if shard.problem]
+    if unread:
+        if unread[0] not in report.problems:
+            report.problems.append(unread[0])
+        return
+    wrong = [shard for shard in shards if shard.n_wrong]
     if wrong:
         report.problems.append(
-            f"{len(wrong)} structures are not those the index was made of; the first is {wrong[0]}"
+            f"{sum(shard.n_wrong for shard in wrong)} structures are not those the index was made "
+            f"of; the first is {wrong[0].first_wrong}"
         )
     if {"energy", "forces"} <= set(store.fields("structures")):
-        said = store.manifest.dataset.n_labelled
+        labelled, said = sum(s.n_labelled for s in shards), store.manifest.dataset.n_labelled
         if labelled != said:
             report.problems.append(f"{labelled} structures have labels, the manifest says {said}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 
 from kdcache.errors import StoreError
 from kdcache.store import manifest, verify_store
-from kdcache.store.shards import write_shard_file
+from kdcache.store.failures import FAILURES
+from kdcache.store.shards import publish_file, write_shard_file
 from tests.store.sample import Sample, files_of, make_dataset
+from tests.store.several import part, write_part
 
 
 def test_a_whole_store_has_no_problems(finished: Path, sample: Sample) -> None:
@@ -69,13 +72,16 @@ def rewrite(path: Path, sample: Sample, field: str, shard: int, row: int, value:
     values = [store.read(field, [block]) for block in blocks]
     values[0][row] = value
     spec = store.spec(field)
+    file = path / field / "c" / str(shard) / "0"
     write_shard_file(
-        path / field / "c" / str(shard) / "0",
+        file,
+        "attempt",
         values,
         store.plan.capacity(spec.level),
         store.plan.blocks_per_shard,
         spec.codec == "exact",
     )
+    publish_file(file, "attempt")
     reseal(path)
 
 
@@ -132,3 +138,27 @@ def test_another_dataset_is_a_problem(finished: Path) -> None:
 def test_what_is_no_store_cannot_be_verified(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is no kdcache store"):
         verify_store(tmp_path)
+
+
+def test_structures_a_teacher_failed_on_may_hold_nothing_others_may_not(tmp_path: Path) -> None:
+    sample = part(range(20), 2)
+    store = write_part(tmp_path / "store.zarr", sample)
+    assert store.teachers["edges"].n_failed > 2
+    assert np.isnan(store.read("teachers/edges/node")).any()
+    assert verify_store(tmp_path / "store.zarr").problems == []
+    blocks = [store.plan.shard_blocks(shard).start for shard in range(store.plan.n_shards)]
+    first = [int(store.plan.block_structures(block).start) for block in blocks]
+    shard = next(k for k, row in enumerate(first) if row not in store.failures("edges").row)
+    rewrite(tmp_path / "store.zarr", sample, "teachers/edges/node", shard, 0, np.nan)
+    (problem,) = verify_store(tmp_path / "store.zarr").problems
+    assert f"teachers/edges/node, block {blocks[shard]}: 3 values are not finite" in problem
+
+
+def test_a_list_of_failures_that_names_others_is_found(tmp_path: Path) -> None:
+    store = write_part(tmp_path / "store.zarr", part(range(20), 2))
+    failures = store.failures("edges")
+    moved = replace(failures, row=failures.row - 1)
+    (tmp_path / "store.zarr" / "teachers" / "edges" / FAILURES).write_bytes(moved.to_bytes())
+    reseal(tmp_path / "store.zarr")
+    problems = verify_store(tmp_path / "store.zarr").problems
+    assert "names structures that are not those of the index" in problems[0]
