@@ -74,8 +74,6 @@ def dump_teacher(
     specs = choose_fields(teacher.field_specs(), options.fields, options.codec)
     store = open_store(path)
     entry = _entry(teacher, specs, options)
-    if part is not None and _is_finished(store, options.name, entry):
-        return _report(path, options.name, entry, [], 0, started)
     if options.compute_threads is not None:
         torch.set_num_threads(options.compute_threads)
     computer = ShardComputer(store, teacher, specs, options, options.device)
@@ -200,12 +198,6 @@ def _by_workers(
 def _n_structures(store: Store, shards: Sequence[int]) -> int:
     rows = [store.plan.shard_structures(shard) for shard in shards]
     return sum(int(each.stop - each.start) for each in rows)
-
-
-def _is_finished(store: Store, name: str, entry: TeacherEntry) -> bool:
-    """Another part has finished this very dump before this one came."""
-    known = store.teachers.get(name)
-    return known is not None and known.digest == entry.digest
 
 
 def _report(

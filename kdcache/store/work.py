@@ -10,8 +10,9 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ LOCK = "lock"
 STEP = "step.lock"
 GROUP = "group.json"
 DONE = "done"
+SECONDS_TO_LOOK = 2.0
 
 # Where these differ, rows would meet the wrong structures or another model's features.
 IDENTITIES = ("dataset", "index", "teacher")
@@ -52,6 +54,7 @@ class StoreLock:
 
     def __enter__(self) -> StoreLock:
         file = self._path / WORK / LOCK
+        patience = time.monotonic() + SECONDS_TO_LOOK
         while True:
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -63,6 +66,10 @@ class StoreLock:
                 fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(descriptor)
+                if self._shared and time.monotonic() < patience:
+                    # Another part looks, for a moment alone, whether it is the last.
+                    time.sleep(0.02)
+                    continue
                 raise StoreError(
                     f"Another process is writing to {self._path}. Two would write over each other: "
                     f"wait until it ends."
@@ -225,10 +232,11 @@ class WorkFolder:
 def unfinished_groups(store: Path) -> dict[str, int]:
     """Finished shards of every group that is being written or was left, by group."""
     found = {}
-    for file in sorted((store / WORK).glob(f"**/{GROUP}")):
-        group = file.parent.relative_to(store / WORK).as_posix()
-        if group == "structures" or group.startswith("teachers/"):
-            found[group] = len(list(file.parent.glob("[0-9]*.json")))
+    with suppress(FileNotFoundError):  # cleaned up while we look
+        for file in sorted((store / WORK).glob(f"**/{GROUP}")):
+            group = file.parent.relative_to(store / WORK).as_posix()
+            if group == "structures" or group.startswith("teachers/"):
+                found[group] = len(list(file.parent.glob("[0-9]*.json")))
     return found
 
 

@@ -217,8 +217,8 @@ class GroupWriter:
 
     def _begin(self) -> None:
         structures = WorkFolder(self.path, "structures")
-        if self._is_done():
-            return
+        if self._is_done() and self._is_this_teacher():
+            return  # what several share was finished before this one came
         if (self.path / MANIFEST).is_file():
             if self._is_listed() and not self._work.begun:
                 raise StoreError(
@@ -238,6 +238,11 @@ class GroupWriter:
     def _is_done(self) -> bool:
         """A shared writer other than this one has committed, and cleaned up."""
         return self._shared and not self._work.begun and self._is_listed()
+
+    def _is_this_teacher(self) -> bool:
+        name, ours = self.group.removeprefix("teachers/"), self._teacher
+        theirs = read_manifest(self.path).teachers[name]
+        return ours is not None and (ours.digest, ours.fields) == (theirs.digest, theirs.fields)
 
     def _is_listed(self) -> bool:
         if self._teacher is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.cluster import ClusterOptions
+from kdcache.cluster import THREADS_PER_WORKER, ClusterOptions
 from kdcache.dump import DumpOptions, DumpReport, Part, TeacherSource, dump_teacher
-from kdcache.dump.workers import worker_device
+from kdcache.dump.workers import PrepareDump, worker_device
 from kdcache.errors import ConfigError, IdentityError, StoreError, TeacherError
-from kdcache.store import Store, open_store, verify_store
-from kdcache.store.work import WORK, StoreLock, WorkFolder
+from kdcache.store import Store, TeacherEntry, open_store, verify_store
+from kdcache.store.work import GROUP, WORK, StoreLock, WorkFolder
 from tests.chain import make_store
 from tests.dump.failing import Behaviour, Failing, load
 
@@ -96,6 +97,22 @@ def test_a_failure_in_a_worker_names_the_structure(store: Store, tmp_path: Path)
     assert digest(store) == alone(tmp_path, Behaviour())
 
 
+def test_a_worker_that_failed_again_and_again_is_as_good_as_before(
+    store: Store, tmp_path: Path
+) -> None:
+    # Those of a running cluster stay: memory that a failure kept would be waited for for ever.
+    told = source(tmp_path, Behaviour(raises=tuple(range(len(store)))))
+    options = replace(OPTIONS, fields=("node",))
+    with pytest.raises(TeacherError):
+        dump_teacher(store.path, Failing(Behaviour(raises=RAISES)), options)
+    begun = json.loads((WorkFolder(store.path, "teachers/t").path / GROUP).read_bytes())
+    entry = TeacherEntry.model_validate({**begun["teacher"], "fields": {}})
+    shard = PrepareDump(str(store.path), told, options, entry)()
+    for _ in range(2 * THREADS_PER_WORKER):
+        with pytest.raises(TeacherError, match="the teacher failed on it"):
+            shard(store.plan.n_shards - 1)
+
+
 def test_a_cluster_needs_to_know_where_the_teacher_is(store: Store, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give a source and no part"):
         dump_teacher(store.path, Failing(Behaviour()), OPTIONS, cluster=TWO)
@@ -123,6 +140,17 @@ def test_parts_together_leave_the_store_of_one_process(
     # One that comes late finds nothing to do.
     late = dump_teacher(store.path, Failing(Behaviour()), OPTIONS, part=Part(0, n))
     assert (late.computed, late.left_to_others) == (0, 0)
+    assert_clean(store)
+
+
+def test_a_part_that_comes_late_with_something_else_is_refused(store: Store) -> None:
+    parts(store, 2)
+    for teacher, options in (
+        (Failing(Behaviour(), digest="0" * 64), OPTIONS),
+        (Failing(Behaviour()), replace(OPTIONS, fields=("node",))),
+    ):
+        with pytest.raises(StoreError, match="has its teachers/t already, finished"):
+            dump_teacher(store.path, teacher, options, part=Part(0, 2))
     assert_clean(store)
 
 
@@ -204,4 +232,5 @@ def test_parts_begin_with_shards_of_their_own() -> None:
 
 def test_outside_a_cluster_a_device_is_the_one_that_was_named() -> None:
     assert worker_device("cpu") == "cpu"
-    assert worker_device("cuda:1") == "cuda:1"
+    with pytest.raises(ConfigError, match="--device is cuda:99, but torch sees"):
+        worker_device("cuda:99")
