@@ -11,17 +11,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from kdcache.config import parse_yaml
 from kdcache.errors import ConfigError, TrainingError
 from kdcache.models import build_model
 from kdcache.models.potential import Normalizer, Potential
@@ -30,6 +33,7 @@ from kdcache.store.shards import sync_directory, write_file
 MODEL_WEIGHTS = "model.safetensors"
 MODEL_CARD = "model.json"
 FORMAT = 1
+MAX_JSON_BYTES = 64 * 2**20
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -89,40 +93,112 @@ def load_potential(path: str | Path, *, device: str = "cpu") -> Potential:
     card_path, weights_path = directory / MODEL_CARD, directory / MODEL_WEIGHTS
     if not card_path.is_file() or not weights_path.is_file():
         raise TrainingError(_why_no_model(directory))
+    card = _read_json(card_path, "describes no model")
+    if card.get("format") != FORMAT:
+        raise TrainingError(
+            f"{card_path} has format {_line(card.get('format'))}, this version reads {FORMAT}. "
+            f"Update kdcache to use it."
+        )
     try:
-        card = json.loads(card_path.read_text())
-        if card["format"] != FORMAT:
-            raise TrainingError(
-                f"{card_path} has format {card['format']}, this version reads {FORMAT}. "
-                f"Update kdcache to use it."
-            )
-        potential = Potential(
-            build_model(dict(card["model"]), seed=0),
-            Normalizer.from_json(card["normalizer"]),
-            {int(k): float(v) for k, v in card["references"].items()},
-        ).to(DTYPES[card["dtype"]])
+        with _no_larger_than(weights_path):
+            model = build_model(dict(card["model"]), seed=0)
+        references = {int(k): float(v) for k, v in card["references"].items()}
+        potential = Potential(model, Normalizer.from_json(card["normalizer"]), references)
+        potential = potential.to(DTYPES[card["dtype"]])
         expected = str(card["digest"])
-    except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:100]
+    # Sizes that are in range one by one may be too much for numpy, scipy or torch together.
+    except (
+        ConfigError, ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError,
+        RuntimeError, ArithmeticError,
+    ) as error:  # fmt: skip
         raise TrainingError(
-            f"{card_path} describes no model ({type(error).__name__}: {reason}). It was edited or "
-            f"damaged: get the files again."
+            f"{card_path} describes no model ({type(error).__name__}: {_line(error)}). It was "
+            f"edited or damaged: get the files again."
         ) from error
+    tensors = _read_tensors(weights_path, f"does not fit the model of {MODEL_CARD}")
     try:
-        potential.model.load_state_dict(load_file(weights_path))
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        potential.model.load_state_dict(tensors)
+    except RuntimeError as error:
         raise TrainingError(
-            f"{weights_path} does not fit the model of {MODEL_CARD}: {reason}. "
+            f"{weights_path} does not fit the model of {MODEL_CARD}: {_line(error)}. "
             f"The two files must come from one run."
         ) from error
     digest = potential_digest(potential)
     if digest != expected:
         raise TrainingError(
-            f"{weights_path} has digest {digest[:12]}…, its card says {expected[:12]}…. "
+            f"{weights_path} has digest {digest[:12]}…, its card says {_line(expected[:12])}…. "
             f"The weights were changed or damaged after training: get the files again."
         )
     return potential.to(device).eval()
+
+
+@contextmanager
+def _no_larger_than(weights: Path) -> Iterator[None]:
+    """Within it, what is built must be small enough to be in a file of weights.
+
+    Hyperparameters may each be in range and give a hundred gigabytes together. torch registers a
+    parameter before it is filled, and memory that nobody filled is not taken.
+    """
+    room, thread = weights.stat().st_size, threading.get_ident()
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal room
+        if parameter is None or threading.get_ident() != thread:
+            return
+        # Half at least of the float32 it is built in; a name takes some bytes as well.
+        room -= 2 * parameter.numel() + len(name)
+        if room < 0:
+            raise ValueError(f"its sizes do not fit into the {weights.stat().st_size} bytes beside")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _read_json(path: Path, problem: str = "cannot be read") -> dict[str, Any]:
+    """The object in a JSON file of a run.
+
+    Raises:
+        TrainingError: too large, no JSON, or another value.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+        if len(content) > MAX_JSON_BYTES:
+            raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
+        document = json.loads(content.decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise TrainingError(
+            f"{path} {problem}: no JSON ({_line(error)}). It was damaged: get it again."
+        ) from error
+    if not isinstance(document, dict):
+        raise TrainingError(
+            f"{path} {problem}: JSON without keys and values. It was damaged: get it again."
+        )
+    return document
+
+
+def _read_tensors(path: Path, problem: str = "cannot be read") -> dict[str, Tensor]:
+    """The tensors in a safetensors file.
+
+    Raises:
+        TrainingError: it is damaged, or of tensors that torch does not have.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"{path} {problem}: no safetensors ({_line(error)}). It was damaged: get it again."
+        ) from error
+    return tensors
+
+
+def _line(value: object) -> str:
+    """What a file or a library says, as the printable beginning of a line."""
+    line = " ".join(str(value).split())[:150]
+    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _why_no_model(directory: Path) -> str:
@@ -190,13 +266,23 @@ def state_directories(run: Path) -> list[Path]:
 
 
 def load_state(run: Path) -> State | None:
-    """The newest complete state of a run, or None."""
+    """The newest complete state of a run, or None.
+
+    Raises:
+        TrainingError: it is damaged.
+    """
     found = state_directories(run)
     if not found:
         return None
-    values = json.loads((found[-1] / "state.json").read_text())
-    tensors = {path.stem: load_file(path) for path in sorted(found[-1].glob("*.safetensors"))}
-    return State(values.pop("step"), tensors, values)
+    values = _read_json(found[-1] / "state.json")
+    tensors = {path.stem: _read_tensors(path) for path in sorted(found[-1].glob("*.safetensors"))}
+    step = values.pop("step", None)
+    if type(step) is not int or step < 0:
+        raise TrainingError(
+            f"{found[-1] / 'state.json'} says step {_line(step)}. It was damaged: delete "
+            f"{found[-1]} to go on from the state before."
+        )
+    return State(step, tensors, values)
 
 
 def state_to_go_on_from(run: Path, identity: Mapping[str, str], max_steps: int) -> State | None:
@@ -237,14 +323,24 @@ def check_identity(run: Path, state: State, wanted: Mapping[str, str]) -> None:
     Raises:
         TrainingError: naming the first setting that differs, with both values.
     """
-    found: Mapping[str, str] = state.values["identity"]
+    found = state.values.get("identity")
+    if not isinstance(found, dict) or not all(
+        isinstance(found.get(key), str) for key in ("store", "configuration")
+    ):
+        raise TrainingError(
+            f"The state of {run} does not say what it was started on. It was damaged: delete it to "
+            f"go on from the one before."
+        )
     if found["store"] != wanted["store"]:
         raise TrainingError(
             f"{run} was started on store {found['store'][:12]}…, the one given is "
             f"{wanted['store'][:12]}…. Going on would mix two datasets. Give the store it was "
             f"started on, or name another directory."
         )
-    had, has = (_flat(yaml.safe_load(side["configuration"])) for side in (found, wanted))
+    try:
+        had, has = (_flat(parse_yaml(side["configuration"], str(run))) for side in (found, wanted))
+    except ConfigError as error:
+        raise TrainingError(f"The state of {run} is damaged: {error}") from error
     for key in dict.fromkeys([*has, *had]):
         # A setting that is null counts as left out: a later version may know more of them.
         if had.get(key) != has.get(key):
@@ -273,7 +369,8 @@ def training_seconds(run: Path) -> float:
     found = state_directories(run)
     if not found:
         return float("nan")
-    return float(json.loads((found[-1] / "state.json").read_text())["seconds"])
+    seconds = _read_json(found[-1] / "state.json").get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) else float("nan")
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,10 +12,18 @@ from contextlib import contextmanager
 
 # As many names as an error line bears; the modules of a model are hundreds.
 LISTED = 20
+LONGEST_LINE = 2000
 
 
 class KdcacheError(Exception):
-    """Base of every error that kdcache raises on purpose."""
+    """Base of every error that kdcache raises on purpose.
+
+    Its message is one line a terminal can show, whatever a stranger's file put into it.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        line = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in message)
+        super().__init__(line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…")
 
 
 class DataError(KdcacheError):

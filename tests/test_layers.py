@@ -21,11 +21,11 @@ LAYERS = (
     ("errors", "fields", "progress"),
     ("structures", "devices", "pickles", "origins", "taps", "cluster"),
     ("graphs", "matching", "config", "registry", "store", "references", "splits", "logbook"),
-    ("readers", "models", "distill", "spool", "selection", "distributed"),
+    ("readers", "models", "distill", "spool", "selection", "distributed", "sharing"),
     ("checkpoint", "stream", "ingest", "optim"),
-    ("teachers", "evaluate", "student", "mixing"),
+    ("teachers", "evaluate", "student", "mixing", "interchange", "card"),
     ("validation",),
-    ("dump", "train", "ase_calculator", "compare", "fit_scales"),
+    ("dump", "train", "ase_calculator", "compare", "fit_scales", "audit"),
     ("demo", "testing", "augment", "sweep"),
     ("kdcache_cli",),
 )
@@ -41,8 +41,11 @@ WITHOUT_TORCH = (
     "kdcache.config",
     "kdcache.readers",
     "kdcache.readers.lmdb",
+    "kdcache.sharing",
     "kdcache.references",
     "kdcache.ingest",
+    "kdcache.interchange",
+    "kdcache.card",
     "kdcache_cli.main",
 )
 

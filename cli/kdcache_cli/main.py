@@ -36,6 +36,9 @@ COMMANDS = {
     "compare": ("kdcache_cli.compare", "compare_command", "How alike two models' layers are."),
     "inspect": ("kdcache_cli.stores", "inspect_command", "Show what a store holds."),
     "verify": ("kdcache_cli.stores", "verify_command", "Check every byte of a store."),
+    "audit": (
+        "kdcache_cli.audit", "audit_command", "Hold a store's features against their teacher.",
+    ),
     "stats": ("kdcache_cli.statistics", "stats_command", "Show what a store's values are like."),
     "subset": (
         "kdcache_cli.rewriting", "subset_command", "Write chosen structures to a new store.",
@@ -44,10 +47,34 @@ COMMANDS = {
     "convert": (
         "kdcache_cli.rewriting", "convert_command", "Write a store with other codecs or blocks.",
     ),
+    "annotate": (
+        "kdcache_cli.rights", "annotate_command", "State creator, citation, licences of a store.",
+    ),
+    "withhold": (
+        "kdcache_cli.rights", "withhold_command", "Write a store without its structures.",
+    ),
+    "join": (
+        "kdcache_cli.rights", "join_command", "Put your own structures into such a store.",
+    ),
+    "keygen": ("kdcache_cli.signing", "keygen_command", "Make a key pair to sign stores with."),
+    "sign": ("kdcache_cli.signing", "sign_command", "Sign a store."),
+    "publish": ("kdcache_cli.sharing", "publish_command", "Copy a store to where others read it."),
+    "pull": ("kdcache_cli.sharing", "pull_command", "Fetch a store, or a part of one."),
+    "pack": ("kdcache_cli.sharing", "pack_command", "Write a store into one zip file."),
+    "export": (
+        "kdcache_cli.interchange", "export_command", "Write a store as files of other programs.",
+    ),
+    "import-nvalchemi": (
+        "kdcache_cli.interchange", "import_nvalchemi_command",
+        "Read what nvalchemi-toolkit's teacher labelled.",
+    ),
+    "card": ("kdcache_cli.card", "card_command", "Write a page about a store."),
     "demo": ("kdcache_cli.demo", "demo_command", "The whole job on a built-in dataset."),
 }  # fmt: skip
 GOES_ON = (
     "import", "dump-teacher", "train-student", "sweep", "augment", "subset", "merge", "convert",
+    "import-nvalchemi",
+    "publish", "pull",
     "demo",
 )  # fmt: skip
 GOING_ON = "The same command goes on where this one ended."

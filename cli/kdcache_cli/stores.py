@@ -19,6 +19,7 @@ from kdcache_cli.options import (
     store_or_address,
 )
 from kdcache_cli.progress import bars
+from kdcache_cli.signing import check_left_out, check_signed, signature_options
 from kdcache_cli.tables import size
 
 
@@ -40,6 +41,7 @@ def inspect_command(store: Path | str, as_json: bool) -> None:
 @click.command("verify")
 @click.argument("store", type=store_or_address)
 @click.option("--data", multiple=True, help="Also check that the store was made from this dataset.")
+@signature_options
 @cluster_options
 @store_cache_options
 @reading_options
@@ -48,6 +50,7 @@ def verify_command(store: Path | str, data: tuple[str, ...], **values: Any) -> N
 
     \b
     kdcache verify features.zarr --data train.extxyz
+    kdcache verify features.zarr --key lab.pem.pub
     """
     import time
 
@@ -58,6 +61,8 @@ def verify_command(store: Path | str, data: tuple[str, ...], **values: Any) -> N
     options = read_options(values)
     refuse_runs(data)
     structures = read_structures(list(data), options) if data else None
+    # First: of a store from somebody else, no byte needs to be read.
+    signed = check_signed(store, values["key"], values["signature"])
     started = time.perf_counter()
     with open_cluster(cluster_of(values)) as cluster:
         report = verify_store(store, data=structures, cluster=cluster, progress=bars)
@@ -67,4 +72,5 @@ def verify_command(store: Path | str, data: tuple[str, ...], **values: Any) -> N
     if report.problems:
         click.echo(f"kdcache: {store}: {report.summary}", err=True)
         sys.exit(2)
-    click.echo(f"{report.summary}; {seconds:.1f} s ({size(int(report.n_bytes / seconds))}/s)")
+    summary = report.summary + signed + check_left_out(store)
+    click.echo(f"{summary}; {seconds:.1f} s ({size(int(report.n_bytes / seconds))}/s)")

@@ -141,10 +141,9 @@ def as_store(data: list[str], imported: Path, read: Any) -> Path | str:
     from kdcache.distributed import launched
     from kdcache.ingest import ImportOptions, check_dataset, import_dataset
     from kdcache.readers import read_structures
-    from kdcache.store import open_store
-    from kdcache.store.location import is_url
+    from kdcache.store import is_store, open_store
 
-    if len(data) == 1 and (is_url(data[0]) or Path(data[0]).is_dir()):
+    if len(data) == 1 and (is_store(data[0]) or Path(data[0]).is_dir()):
         return open_store(data[0]).path
     if launched().size > 1:
         raise ConfigError(

@@ -22,8 +22,7 @@ from kdcache.fields import FieldSpec
 from kdcache.models.taps import Tap
 from kdcache.progress import Progress, silent
 from kdcache.readers import ReadOptions, read_structures
-from kdcache.store import Store, open_store
-from kdcache.store.location import is_url
+from kdcache.store import Store, is_store, open_store
 from kdcache.store.records import iterate_structures
 from kdcache.stream.window import atom_bounded
 from kdcache.structures import Structure
@@ -192,7 +191,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
 
 
 def _open(path: str | Path, taps: Sequence[Tap], device: str) -> StoreSide | RunSide:
-    if not _is_store(path):
+    if not is_store(path):
         return RunSide(Path(path), taps, device)
     if taps:
         raise ConfigError(
@@ -200,10 +199,6 @@ def _open(path: str | Path, taps: Sequence[Tap], device: str) -> StoreSide | Run
             f"the teacher with it (kdcache dump-teacher --tap)."
         )
     return StoreSide(open_store(path))
-
-
-def _is_store(path: str | Path) -> bool:
-    return is_url(path) or (Path(path) / "manifest.json").is_file()
 
 
 def _check_control(student: Side, control: Side) -> None:
@@ -230,7 +225,7 @@ def _source(sides: Sequence[Side], data: Sequence[str], read: ReadOptions) -> St
     """Where structures come from, everything that holds some checked against it."""
     stores = [side.store for side in sides if isinstance(side, StoreSide)]
     given: _Dataset | None = None
-    if len(data) == 1 and _is_store(data[0]):
+    if len(data) == 1 and is_store(data[0]):
         stores.append(open_store(data[0]))
     elif data:
         given = _Dataset(list(read_structures(list(data), read)))

@@ -9,6 +9,7 @@ from kdcache.config.files import (
     load_config,
     merge,
     override,
+    parse_yaml,
     read_yaml,
     validate,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "load_config",
     "merge",
     "override",
+    "parse_yaml",
     "read_yaml",
     "validate",
 ]

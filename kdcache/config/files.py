@@ -22,6 +22,12 @@ from kdcache.errors import ConfigError, did_you_mean
 Layer = Mapping[str, object]
 ConfigType = TypeVar("ConfigType", bound=BaseModel)
 
+# A configuration has some hundred values, a few levels deep. What is above is an attack or no
+# configuration, and would fill the memory when it is copied, checked or shown.
+MAX_CHARACTERS = 2**17
+MAX_VALUES = 100_000
+MAX_DEPTH = 50
+
 # Sections whose other keys belong to one name: another name makes them start afresh.
 _NAMED_SECTIONS = ("model", "schedule")
 
@@ -64,10 +70,13 @@ def read_yaml(path: str | Path) -> dict[str, object]:
         ConfigError: no such file, no YAML, not a mapping, or a key given twice.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {_reason(error)}.") from error
-    value = _parse(text, str(path))
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError(f"{path} has more than {MAX_CHARACTERS:,} characters: no configuration.")
+    value = parse_yaml(text, str(path))
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -112,7 +121,7 @@ def override(settings: Layer, overrides: Iterable[str]) -> dict[str, object]:
         path = key.strip().split(".")
         if not equals or not all(path):
             raise ConfigError(f"--set {text}: expected key=value, as in training.max_steps=1000.")
-        parsed = _parse(value, f"--set {text}")
+        parsed = parse_yaml(value, f"--set {text}")
         if path in [[section, "name"] for section in _NAMED_SECTIONS]:
             path, parsed = path[:1], {"name": parsed}
         changed = _with_key(changed, path, parsed, key.strip())
@@ -133,7 +142,12 @@ def validate(settings: object, schema: type[ConfigType], where: str) -> ConfigTy
     try:
         return schema.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_problem(error, schema)}.") from error
+        problem = _first_problem(error, schema)
+        # Keys and texts of the file stand in it.
+        line = "".join(c if c.isprintable() else "?" for c in problem)
+        raise ConfigError(f"{where}: {_cut(line, 1000)}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: a value is nested too deeply.") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -141,14 +155,33 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         seen: set[object] = set()
+        if not isinstance(node, yaml.MappingNode):  # "!!map [a]"
+            raise yaml.constructor.ConstructorError(
+                None, None, "expected a mapping here", node.start_mark
+            )
         for key_node, _ in node.value:
-            key = key_node.value
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else id(key_node)
             if key in seen and key != "<<":
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key} is given twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def fetch_flow_collection_start(self, token_class: type[yaml.Token]) -> None:
+        # The scanner looks at every open bracket at every token: 5,000 of them take ten seconds.
+        self._check_depth(self.flow_level)
+        super().fetch_flow_collection_start(token_class)
+
+    def add_indent(self, column: int) -> bool:
+        self._check_depth(len(self.indents))
+        return bool(super().add_indent(column))
+
+    def _check_depth(self, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise yaml.scanner.ScannerError(
+                None, None, f"more than {MAX_DEPTH} levels", self.get_mark()
+            )
 
     def construct_number(self, node: yaml.ScalarNode) -> float:
         return float(str(self.construct_scalar(node)))
@@ -160,14 +193,55 @@ _Loader.add_implicit_resolver("!exponent", _EXPONENT, list("-+0123456789"))
 _Loader.add_constructor("!exponent", _Loader.construct_number)
 
 
-def _parse(text: str, where: str) -> object:
+def parse_yaml(text: str, where: str) -> object:
+    """Plain values out of a YAML text, in bounded memory.
+
+    Args:
+        text: a document.
+        where: what an error begins with.
+
+    Raises:
+        ConfigError: no YAML, a key given twice, or more than any configuration holds.
+    """
     try:
         # _Loader is a SafeLoader: plain data only.
-        value: object = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        line = " ".join(str(error).split())
-        raise ConfigError(f"{where} is not valid YAML: {line}.") from error
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            _count_nodes(node, {}, 0)
+            value: object = loader.construct_document(node) if node is not None else None
+        finally:
+            loader.dispose()
+    # PyYAML's constructors raise what int() and date() do on "0x" and 2001-99-99.
+    except (
+        yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, OverflowError,
+        IndexError, RecursionError,
+    ) as error:  # fmt: skip
+        raise ConfigError(f"{where} is not valid YAML: {_plain_line(error)}.") from error
     return value
+
+
+def _count_nodes(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
+    """Values below a node, an alias counted as often as it stands: nine lines may say a billion."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if depth > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} levels, or an alias of what it is in")
+    if id(node) not in known:
+        parts = [part for item in node.value for part in (item if type(item) is tuple else [item])]
+        known[id(node)] = 1 + sum(_count_nodes(part, known, depth + 1) for part in parts)
+    if known[id(node)] > MAX_VALUES:
+        raise ValueError(f"its aliases stand for more than {MAX_VALUES:,} values")
+    return known[id(node)]
+
+
+def _plain_line(error: Exception) -> str:
+    line = " ".join(str(error).split()) or type(error).__name__
+    return _cut("".join(c if c.isprintable() else "?" for c in line), 300)
+
+
+def _cut(text: str, longest: int = 120) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def _reason(error: Exception) -> str:
@@ -227,7 +301,7 @@ def _first_problem(error: ValidationError, schema: type[BaseModel]) -> str:
     message = " or ".join(dict.fromkeys(map(_plain, same_key)))
     value = first["input"]
     told = first["type"] in ("missing", "value_error") or isinstance(value, dict | list | tuple)
-    return f"{key}: {message}" if told else f"{key}: {message}, got {value!r}"
+    return f"{key}: {message}" if told else f"{key}: {message}, got {_cut(repr(value))}"
 
 
 _QUOTE = "'"

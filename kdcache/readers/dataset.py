@@ -19,6 +19,7 @@ from kdcache.errors import DataError, KdcacheError
 from kdcache.readers.interface import Reader, ReadOptions, place
 from kdcache.readers.labels import LabelKeys
 from kdcache.registry import lookup
+from kdcache.store import is_store
 from kdcache.store.location import is_url, store_location
 from kdcache.store.manifest import MANIFEST
 from kdcache.structures import Structure, check_structure
@@ -183,7 +184,7 @@ def format_of(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix in COMPRESSED:
         suffix = Path(path.stem).suffix.lower()
-    if is_url(path) or (path / "manifest.json").is_file():
+    if is_store(path):
         return "store"
     return FORMAT_OF_SUFFIX.get(suffix, "ase")
 

@@ -8,10 +8,12 @@ Invariant: numbers, positions, cell, pbc and keys are those `ase.io.iread` gives
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from lzma import LZMAError
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +23,15 @@ from ase.io.extxyz import key_val_str_to_dict
 from ase.io.formats import open_with_compression
 
 from kdcache.errors import DataError
-from kdcache.readers.interface import ReadOptions, place, unreadable
+from kdcache.readers.interface import (
+    SMALL_BYTES,
+    ReadOptions,
+    check_ratio,
+    place,
+    reason_of,
+    shown,
+    unreadable,
+)
 from kdcache.readers.labels import LabelKeys, label_structure
 from kdcache.readers.units import UnitFactors
 from kdcache.structures import FloatArray, IntArray, Structure
@@ -30,6 +40,13 @@ from kdcache.structures import FloatArray, IntArray, Structure
 MOVE_MASK = "move_mask"
 # A count above this is a damaged line, and trusting it would read the rest of the file at once.
 MAX_ATOMS = 10_000_000
+MAX_LINE = 2**20
+# Text of one structure for a byte of a file, which may be packed, and what Python takes for a line
+# beside its characters. Packed XYZ is a fourth to a tenth of its text.
+LARGEST_TEXT_RATIO = 64
+LINE_BYTES = 64
+# Values of an atom: a line has no more, and Properties that name more are damaged.
+MAX_COLUMNS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +88,9 @@ def read_extxyz(path: Path, options: ReadOptions, keys: LabelKeys) -> Iterator[S
     wanted = {options.forces_key or "REF_forces", "forces", options.tags_key or "forces"}
     try:
         with open_with_compression(str(path)) as file:
-            for index, frame in enumerate(_frames(file, path)):
+            for index, frame in enumerate(_frames(_Lines(file, path), path)):
                 yield _parse(frame, path, index, wanted, options, factors, keys)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, LZMAError, zlib.error) as error:
         raise unreadable(path, "extended XYZ", error) from error
 
 
@@ -91,10 +108,12 @@ def _parse(
         columns = _columns(str(info.pop("Properties", "species:S:1:pos:R:3")))
         arrays = _arrays(frame.table, columns, wanted)
         structure = _structure(info, arrays, factors.length)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        reason = " ".join(str(error).split())
+    # ASE's grammar and the columns meet anything in a damaged line.
+    except (
+        ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise DataError(
-            f"{place(path, index)} (line {frame.line}) is no extended XYZ: {reason}."
+            f"{place(path, index)} (line {frame.line}) is no extended XYZ: {reason_of(error)}."
         ) from error
     results = {
         key: source.pop(key)
@@ -107,30 +126,64 @@ def _parse(
     return structure
 
 
-def _frames(file: IO[str], path: Path) -> Iterator[Frame]:
+class _Lines:
+    """The lines of a file; neither one line nor one structure is more than such a file may hold.
+
+    Attributes:
+        held: bytes, about, that the lines since it was set to 0 take.
+    """
+
+    def __init__(self, file: IO[str], path: Path) -> None:
+        self.held = 0
+        self._file = file
+        self._path = path
+        self._room = max(SMALL_BYTES, LARGEST_TEXT_RATIO * path.stat().st_size)
+
+    def __iter__(self) -> Iterator[str]:
+        read = 0
+        while line := self._file.readline(MAX_LINE):
+            if len(line) == MAX_LINE:
+                raise DataError(
+                    f"{self._path.name} has a line of more than {MAX_LINE:,} characters, so it is "
+                    "damaged or no extended XYZ. Get it again."
+                )
+            self.held += len(line) + LINE_BYTES
+            read += len(line)
+            if self.held > self._room:
+                raise DataError(
+                    f"{self._path.name} has {self._path.stat().st_size} bytes, and one structure "
+                    f"of it would take {self.held} as text, or more. It is not read."
+                )
+            if read > self._room:
+                check_ratio(self._path, read, "its text")
+            yield line
+
+
+def _frames(lines: _Lines, path: Path) -> Iterator[Frame]:
     """The text of each structure; blank lines between structures are passed over."""
     line_number, index = 0, 0
+    file = iter(lines)
     for header in file:
+        lines.held = 0
         line_number += 1
         text = header.strip()
         if not text:
             continue
         if not (text.isdecimal() and int(text) <= MAX_ATOMS):
-            shown = text if len(text) <= 40 else f"{text[:37]}..."
             way_out = " Try --format ase." if text.startswith("VEC") else ""
             raise DataError(
                 f"{path.name}, line {line_number}: a number of atoms must stand where structure "
-                f"{index} begins, got {shown!r}. The structure before may have more atoms than it "
-                f"says.{way_out}"
+                f"{index} begins, got {shown(text)!r}. The structure before may have more "
+                f"atoms than it says.{way_out}"
             )
         n_atoms = int(text)
-        lines = list(islice(file, n_atoms + 1))
-        if len(lines) < n_atoms + 1:
+        text_lines = list(islice(file, n_atoms + 1))
+        if len(text_lines) < n_atoms + 1:
             raise DataError(
-                f"{place(path, index)} ends after {max(len(lines) - 1, 0)} of {n_atoms} atoms: the "
-                "file is cut off. Copy or write it again."
+                f"{place(path, index)} ends after {max(len(text_lines) - 1, 0)} of {n_atoms} "
+                "atoms: the file is cut off. Copy or write it again."
             )
-        yield Frame(line_number, lines[0], lines[1:])
+        yield Frame(line_number, text_lines[0], text_lines[1:])
         line_number += n_atoms + 1
         index += 1
 
@@ -151,8 +204,11 @@ def _columns(properties: str) -> Columns:
     for name, kind, count in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
         if kind not in ("R", "I", "S", "L"):
             raise ValueError(f"Properties: type {kind!r} of {name!r} is none of R, I, S, L")
-        found[name] = (kind, start, int(count))
-        start += int(count)
+        n_columns = int(count)
+        if not 0 < n_columns <= MAX_COLUMNS - start:
+            raise ValueError(f"Properties: {name!r} has {shown(count)} columns")
+        found[name] = (kind, start, n_columns)
+        start += n_columns
     return Columns(found, start)
 
 

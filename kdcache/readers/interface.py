@@ -15,6 +15,11 @@ from kdcache.errors import DataError, UnitError
 from kdcache.readers.units import UnitFactors, unit_factors
 from kdcache.structures import Structure
 
+# Bytes in memory for a byte of a file: a file of megabytes must not fill a machine. Positions and
+# forces hardly compress, so honest datasets stay below 20. What is small in any case is let be.
+LARGEST_RATIO = 256
+SMALL_BYTES = 2**24
+
 if TYPE_CHECKING:
     from kdcache.readers.labels import LabelKeys
 
@@ -99,5 +104,35 @@ def place(path: Path, index: int) -> str:
 
 def unreadable(path: Path, format_name: str, error: Exception) -> DataError:
     """The error for a file another library cannot read, in one line."""
+    return DataError(f"{path.name} cannot be read as {format_name}: {reason_of(error)}.")
+
+
+def reason_of(error: Exception) -> str:
+    """What a library says of a damaged file, in one printable line of bounded length."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"{path.name} cannot be read as {format_name}: {reason}.")
+    return shown("".join(c if c.isprintable() else "?" for c in reason), 300)
+
+
+def shown(text: str, longest: int = 40) -> str:
+    """The beginning of a text that a file holds, fit for an error line."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def check_ratio(path: Path, n_bytes: int, what: str) -> None:
+    """Refuse a small file that stands for a large one.
+
+    Args:
+        path: of the file.
+        n_bytes: what it would take, unpacked.
+        what: of it would take that, for the message.
+
+    Raises:
+        DataError: more than `LARGEST_RATIO` times the bytes of the file.
+    """
+    size = path.stat().st_size
+    if n_bytes > max(LARGEST_RATIO * size, SMALL_BYTES):
+        raise DataError(
+            f"{path.name} has {size} bytes, and {what} would take {n_bytes}: more than "
+            f"{LARGEST_RATIO} times as many. It is not read; if it is honest, store it with less "
+            "compression."
+        )

@@ -86,25 +86,35 @@ def _records(path: Path, options: ReadOptions) -> Iterator[dict[str, Any]]:
             f"{path.name} is an LMDB file, and the lmdb package is not installed. Install it: "
             "pip install 'kdcache[lmdb]'."
         ) from error
+    if not options.allow_pickle:
+        # Before anything is opened: LMDB maps its file and trusts it, so that a damaged one kills
+        # the process.
+        raise DataError(
+            f"{path.name} consists of Python pickles, and unpickling a stranger's file can run "
+            "its code. If you trust where it is from, pass --allow-pickle: then only the "
+            "classes such files need are let through."
+        )
     try:
         environment = lmdb.open(
             str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False
         )
     except lmdb.Error as error:
         raise unreadable(path, "LMDB", error) from error
-    with environment, environment.begin() as transaction:
+    try:
+        with environment:
+            yield from _of_environment(environment, path)
+    except lmdb.Error as error:  # a page is not the one that its tree names
+        raise unreadable(path, "LMDB", error) from error
+
+
+def _of_environment(environment: Any, path: Path) -> Iterator[dict[str, Any]]:
+    with environment.begin() as transaction:
         length = transaction.get(LENGTH)
         if length is None:
             raise DataError(
                 f"{path.name} has no key 'length', so it is no Open Catalyst LMDB (keys 0 … n-1 "
                 f"and length, pickled torch-geometric Data): it has {_shown_keys(transaction)}. "
                 "Convert it to extended XYZ with the code that wrote it."
-            )
-        if not options.allow_pickle:
-            raise DataError(
-                f"{path.name} consists of Python pickles, and unpickling a stranger's file can run "
-                "its code. If you trust where it is from, pass --allow-pickle: then only the "
-                "classes such files need are let through."
             )
         allowed = _allowed()
         n_records = _unpickled(length, allowed, f"{path.name}, key length")

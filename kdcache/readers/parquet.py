@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from kdcache.readers.interface import ReadOptions, place, unreadable
 from kdcache.readers.labels import LabelKeys
 from kdcache.readers.tables import match_names, row_structure
+from kdcache.store.parquet_pages import check_parquet
 from kdcache.structures import Structure
 
 ROWS_AT_ONCE = 256
@@ -35,10 +36,16 @@ def read_parquet(path: Path, options: ReadOptions, keys: LabelKeys) -> Iterator[
     """
     factors = options.stated_factors(path)
     try:
-        with pq.ParquetFile(path) as file:
+        with open(path, "rb") as opened:
+            found = check_parquet(opened, columns=())
+            texts = list(dict.fromkeys(column.name for column in found.columns if column.is_text))
+        # Texts as dictionaries: a long one that every row repeats is held once.
+        with pq.ParquetFile(path, read_dictionary=texts) as file:
             names = match_names(file.schema_arrow.names, path.name, options, keys, path)
             index = 0
             columns = list(dict.fromkeys(names.values()))
+            with open(path, "rb") as opened:
+                check_parquet(opened, columns=columns)
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
                 rows = {quantity: _rows(batch.column(name)) for quantity, name in names.items()}
                 for row in range(batch.num_rows):
@@ -49,12 +56,16 @@ def read_parquet(path: Path, options: ReadOptions, keys: LabelKeys) -> Iterator[
                     }
                     yield row_structure(values, place(path, index), options, factors)
                     index += 1
-    except (OSError, pa.ArrowException) as error:
+    # Damaged pages give texts that are not UTF-8 and lists that do not fit each other.
+    except (OSError, pa.ArrowException, ValueError, KeyError, IndexError, TypeError) as error:
         raise unreadable(path, "Parquet", error) from error
 
 
 def _rows(column: Any) -> list[Any]:
     """The values of a column, lists as flat arrays of numbers or strings, nulls as None."""
+    if pa.types.is_dictionary(column.type):
+        words = [*column.dictionary.to_pylist(), None]
+        return [words[i] for i in column.indices.fill_null(len(words) - 1).to_pylist()]
     if not _is_list(column.type):
         values: list[Any] = column.to_pylist()
         return values
@@ -69,7 +80,14 @@ def _rows(column: Any) -> list[Any]:
         totals = np.concatenate([[0], np.cumsum(lengths)])
         counts = totals[starts[1:]] - totals[starts[:-1]]
         nested = pc.list_flatten(nested)
-    flat = nested.to_numpy(zero_copy_only=False)
+    flat: Any
+    if pa.types.is_dictionary(nested.type):
+        flat_words = np.array([*nested.dictionary.to_pylist(), None], object)
+        flat = flat_words[
+            nested.indices.fill_null(len(flat_words) - 1).to_numpy(zero_copy_only=False)
+        ]
+    else:
+        flat = nested.to_numpy(zero_copy_only=False)
     ends = np.cumsum(counts)
     pieces = iter(np.split(flat, ends[:-1]))
     return [next(pieces) if kept else None for kept in present]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 
-from kdcache.errors import DataError, did_you_mean
+from kdcache.errors import LISTED, DataError, did_you_mean
 from kdcache.readers.interface import ReadOptions, place
 from kdcache.readers.labels import LabelKeys, as_array, as_energy, as_integers, split_of
 from kdcache.readers.units import UnitFactors
@@ -34,6 +34,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "group": ("config_type", "group"),
     "split": ("split",),
 }
+# Arrays of longer names, or of names that cannot be printed, are left alone.
+MAX_NAME = 100
 # Atoms fetched at once: a few MB.
 ATOMS_AT_ONCE = 65_536
 
@@ -66,6 +68,8 @@ def match_names(
         DataError: positions, numbers or a label is missing, a named array is, or two arrays could
             be the label.
     """
+    # Names of a file's arrays stand in errors.
+    present = [name for name in present if name.isprintable() and len(name) <= MAX_NAME]
     named = {
         "energy": options.energy_key,
         "forces": options.forces_key,
@@ -104,7 +108,7 @@ def match_names(
         )
         raise DataError(
             f"{where} has no {missing[0]} (looked for {usual_names}; it has "
-            f"{', '.join(sorted(present)) or 'nothing'}). {way_out}"
+            f"{', '.join(sorted(present)[:LISTED]) or 'nothing'}). {way_out}"
         )
     for quantity in ("energy", "forces"):
         if quantity in found:

@@ -18,7 +18,7 @@ from kdcache.store.manifest import (
     TeacherEntry,
     read_manifest,
 )
-from kdcache.store.reader import Store, open_store
+from kdcache.store.reader import Store, is_store, open_store
 from kdcache.store.verify import VerifyReport, verify_store
 from kdcache.store.work import StoreLock
 from kdcache.store.writer import GroupWriter
@@ -43,6 +43,7 @@ __all__ = [
     "describe_store",
     "format_description",
     "index_from_plan",
+    "is_store",
     "open_store",
     "plan_blocks",
     "read_index",

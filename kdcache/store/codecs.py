@@ -89,9 +89,9 @@ def stored_dtype(spec: FieldSpec) -> np.dtype[Any]:
         StoreError: a dtype outside the closed list, or a lossy codec for whole numbers.
     """
     if spec.dtype not in DTYPES:
-        raise StoreError(
-            f"Field {spec.name} has dtype {spec.dtype}; a store keeps {', '.join(DTYPES)}."
-        )
+        # What it says comes from a file.
+        said = "".join(c if c.isprintable() else "?" for c in spec.dtype[:40])
+        raise StoreError(f"Field {spec.name} has dtype {said}; a store keeps {', '.join(DTYPES)}.")
     if spec.codec == "exact":
         return np.dtype(spec.dtype).newbyteorder("<")
     if spec.dtype not in FLOATS:

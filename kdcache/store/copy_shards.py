@@ -23,6 +23,7 @@ from kdcache.fields import ENERGY, FIXED, FORCES, TAGS, FieldSpec
 from kdcache.store.codecs import read_dtype
 from kdcache.store.contents import shard_file
 from kdcache.store.failures import Failures
+from kdcache.store.files import StoreFiles
 from kdcache.store.index import read_index
 from kdcache.store.layout import plan_blocks, with_edges
 from kdcache.store.location import StoreUrl
@@ -50,12 +51,12 @@ class GroupSource:
     """A group of a store that rows are taken from.
 
     Attributes:
-        store: its path or address.
+        store: its path, address or files.
         group: "structures" or "teachers/<name>".
         errors: what storing changed already, by field.
     """
 
-    store: Path | StoreUrl
+    store: Path | StoreUrl | StoreFiles
     group: str
     errors: Mapping[str, FieldError]
 

@@ -144,6 +144,7 @@ def add_teacher(
             f"{path} is no finished store, so no teacher can be added. Import the dataset first."
         )
     manifest = read_manifest(path)
+    manifest.refuse_withheld(f"a teacher {name!r}")
     index = read_index(path, manifest.dataset.n_structures)
     plan = plan_of(manifest, index, str(path))
     _check_edge_fields(fields, own=n_edges is not None)

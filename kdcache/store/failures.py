@@ -16,7 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.errors import StoreError
-from kdcache.store.index import MAX_TEXT, StoreIndex, StringArray
+from kdcache.store.index import (
+    MAX_TEXT,
+    StoreIndex,
+    StringArray,
+    read_table,
+    reason_of,
+    texts_of,
+)
 from kdcache.structures import IntArray
 
 FAILURES = "failures.parquet"
@@ -85,19 +92,15 @@ def parse_failures(content: bytes, where: str, n_failed: int, index: StoreIndex)
             none of the index's.
     """
     try:
-        table = pq.ParquetFile(io.BytesIO(content), memory_map=False).read()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise StoreError(f"{where} is no Parquet file ({error}). Fetch it again.") from None
-    if table.schema.remove_metadata() != SCHEMA or table.num_rows != n_failed:
-        raise StoreError(
-            f"{where} has {table.num_rows} rows of {table.schema.names}; {n_failed} of "
-            f"{SCHEMA.names} are expected. Fetch it again."
-        )
-    row = table["row"].to_numpy()
-    known = len(row) == 0 or (row[0] >= 0 and row[-1] < len(index) and (np.diff(row) > 0).all())
-    ids, reasons = (
-        table[name].to_numpy(zero_copy_only=False) for name in ("structure_id", "reason")
-    )
+        table = read_table(content, SCHEMA, n_failed, where)
+        row = table["row"].to_numpy()
+        ids, reasons = (texts_of(table[name], name, where) for name in ("structure_id", "reason"))
+    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+        reason = reason_of(error)
+        raise StoreError(f"{where} is no Parquet file ({reason}). Fetch it again.") from None
+    # Not by differences: those of numbers far apart do not fit an int64.
+    rising = bool((row[1:] > row[:-1]).all())
+    known = len(row) == 0 or (row[0] >= 0 and row[-1] < len(index) and rising)
     if not known or (index.structure_id[row] != ids).any():
         raise StoreError(
             f"{where} names structures that are not those of the index: good features would be "

@@ -165,7 +165,7 @@ class LocalFiles:
 
     def _descriptor(self, name: str, where: str) -> int:
         try:
-            return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+            return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._directory)
         except OSError as error:
             raise named(self._missing or error, where) from None
 

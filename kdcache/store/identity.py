@@ -1,13 +1,14 @@
-"""Whether a store and a dataset belong together.
+"""Whether a store and a dataset belong together, and which structure is which.
 
-Content hashes decide, ids only help to say it. Invariant: a dataset passes exactly when it holds
-the store's structures in the same order.
+Content hashes decide; ids only help to say it, and to tell equal structures apart. Invariant: a
+dataset passes the check exactly when it holds the store's structures in the same order, and no
+structure is matched with a row of another content.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kdcache.errors import IdentityError
@@ -57,6 +58,93 @@ def check_dataset(
         f"{path} was made from dataset {dataset_digest(expected)[:12]}…, the data given is "
         f"{dataset_digest(given)[:12]}…: {_kind(given, expected, theirs == ours)} ({said}). {_CURE}"
     )
+
+
+class ContentMatch:
+    """Finds the rows of a store that the structures of a dataset belong to, in whatever order they
+    come.
+
+    Structures with equal contents take their rows by id where an id fits, else in dataset order.
+
+    Args:
+        index: of the store.
+
+    Attributes:
+        n_superfluous: structures no row was left for.
+        first_superfluous: id of the first of them.
+    """
+
+    def __init__(self, index: StoreIndex) -> None:
+        self.n_superfluous = 0
+        self.first_superfluous = ""
+        self._index = index
+        self._waiting: dict[bytes, list[int]] = {}
+        self._taken: dict[bytes, int] = {}
+        self._edited: set[str] = set()
+        for row in index.source_order.tolist():
+            self._waiting.setdefault(index.content_hash[row].tobytes(), []).append(row)
+
+    def row(self, content_hash: bytes, structure_id: str) -> int | None:
+        """The row of one more structure of the dataset; None where it is superfluous."""
+        rows = self._waiting.get(content_hash)
+        if not rows:
+            self.n_superfluous += 1
+            self.first_superfluous = self.first_superfluous or structure_id
+            if content_hash not in self._taken:
+                self._edited.add(structure_id)
+            return None
+        ids = self._index.structure_id
+        row = next((row for row in rows if ids[row] == structure_id), rows[0])
+        rows.remove(row)
+        self._taken.setdefault(content_hash, row)
+        return row
+
+    def repeats(self) -> Iterator[tuple[int, int]]:
+        """Rows that got no structure of their own, each with a row of the same content that did.
+
+        One copy of a structure stands for all, as its contents are the same to the last bit.
+        """
+        for content_hash, rows in self._waiting.items():
+            if content_hash in self._taken:
+                yield from ((row, self._taken[content_hash]) for row in rows)
+
+    def check(self, path: Path | StoreUrl, n_given: int) -> None:
+        """Every row has a structure.
+
+        Args:
+            path: of the store, for the message.
+            n_given: structures of the dataset.
+
+        Raises:
+            IdentityError: how many have none, the first of them, and how many of those the dataset
+                holds under the same id with other contents.
+        """
+        ids = self._index.structure_id
+        missing = [
+            row
+            for row in self._index.source_order.tolist()
+            if self._index.content_hash[row].tobytes() not in self._taken
+        ]
+        if not missing:
+            return
+        edited = [row for row in missing if ids[row] in self._edited]
+        said = f"{len(missing)} of {len(ids)} structures are not in it, the first is "
+        said += repr(str(ids[missing[0]]))
+        if edited:
+            said += (
+                f"; {len(edited)} of these are there under the same id with other contents, the "
+                f"first is {str(ids[edited[0]])!r}"
+            )
+        if self.n_superfluous:
+            said += (
+                f"; {self.n_superfluous} structures of it are not in the store, the first is "
+                f"{self.first_superfluous!r}"
+            )
+        raise IdentityError(
+            f"{path} cannot be joined with this data of {n_given} structures: {said}. Features "
+            f"would have no atoms. Give all the data that the store was made from, in the same "
+            f"numbers (keys, units, --tags-key)."
+        )
 
 
 def _kind(given: list[bytes], expected: list[bytes], same_id: bool) -> str:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from kdcache.errors import StoreError
 from kdcache.store.files import LocalFiles, StoreFiles
 from kdcache.store.layout import BlockPlan
+from kdcache.store.parquet_pages import PLAIN_ENCODINGS, check_parquet
 from kdcache.structures import CONTENT_HASH_BYTES, FloatArray, IntArray, dataset_digest
 
 INDEX = "index.parquet"
@@ -185,25 +186,67 @@ def read_index(store: Path | StoreFiles, n_structures: int) -> StoreIndex:
 
 def parse_index(content: bytes, file: str, n_structures: int) -> StoreIndex:
     """The index that `content` is; `file` is for messages. Otherwise as `read_index`."""
-    size = len(content)
-    try:
-        if not pq.read_schema(pa.BufferReader(content)).equals(SCHEMA):
-            raise StoreError(f"{file} has other columns than an index. {_AGAIN}")
-        with pq.ParquetFile(pa.BufferReader(content), read_dictionary=list(TEXTS)) as parquet:
-            _check_size(parquet.metadata, size, n_structures, file)
-            table = parquet.read()
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise StoreError(f"{file} cannot be read as Parquet: {reason}. {_AGAIN}") from None
     columns: dict[str, npt.NDArray[np.generic]] = {}
-    for field in SCHEMA:
-        column = table[field.name]
-        if column.null_count:
-            raise StoreError(f"{file} has empty entries in column {field.name}. {_AGAIN}")
-        columns[field.name] = _column(column, field.name, file)
+    try:
+        table = read_table(content, SCHEMA, n_structures, file)
+        for field in SCHEMA:
+            columns[field.name] = _column(table[field.name], field.name, file)
+    # A damaged page gives indices beyond its dictionary and texts that are not UTF-8.
+    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+        raise StoreError(
+            f"{file} cannot be read as Parquet: {reason_of(error)}. {_AGAIN}"
+        ) from None
     index = StoreIndex(**columns)  # type: ignore[arg-type]
     _check_permutation(index, file)
     return index
+
+
+def read_table(content: bytes, schema: pa.Schema, n_rows: int, file: str) -> pa.Table:
+    """A table of a store, its texts as dictionaries; nothing of it takes more than it says.
+
+    Raises:
+        StoreError: other columns, another number of rows, or empty entries.
+        ValueError: sizes that no honest table has. pyarrow raises errors of its own.
+    """
+    found = check_parquet(io.BytesIO(content), codecs=("none",), encodings=PLAIN_ENCODINGS)
+    # Hashes stand as they are: a row is no smaller than its own.
+    least = CONTENT_HASH_BYTES if "content_hash" in schema.names else 1
+    if found.n_rows != n_rows or least * n_rows > len(content):
+        raise StoreError(
+            f"{file} ({len(content)} bytes) has {found.n_rows} rows, the manifest says {n_rows}. "
+            f"{_AGAIN}"
+        )
+    if not pq.read_schema(pa.BufferReader(content)).equals(schema):
+        raise StoreError(f"{file} has other columns than {', '.join(schema.names)}. {_AGAIN}")
+    texts = [field.name for field in schema if pa.types.is_string(field.type)]
+    with pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts) as parquet:
+        table = parquet.read()
+    for name in schema.names:
+        if table[name].null_count or len(table[name]) != n_rows:
+            raise StoreError(f"{file} has empty entries in column {name}. {_AGAIN}")
+    return table
+
+
+def texts_of(column: pa.ChunkedArray, name: str, file: str) -> StringArray:
+    """[n] str of a column that came as a dictionary.
+
+    Raises:
+        StoreError: a text that is too long.
+    """
+    parts = []
+    for chunk in column.chunks:
+        # A long text repeated a billion times is met here, once.
+        words = np.array([*chunk.dictionary.to_pylist(), ""], object)
+        if max(len(word or "") for word in words) > MAX_TEXT:
+            raise StoreError(f"{file}: a {name} has more than {MAX_TEXT} characters. {_AGAIN}")
+        parts.append(words[:-1][np.asarray(chunk.indices)])
+    return np.concatenate(parts) if parts else np.empty(0, object)
+
+
+def reason_of(error: Exception) -> str:
+    """What a library says of a damaged file, in one printable line."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return "".join(c if c.isprintable() else "?" for c in first)
 
 
 def check_places(index: StoreIndex, plan: BlockPlan, where: str) -> None:
@@ -241,23 +284,6 @@ def _check_permutation(index: StoreIndex, where: str) -> None:
         )
 
 
-def _check_size(metadata: pq.FileMetaData, size: int, n_structures: int, file: str) -> None:
-    rows = metadata.num_rows
-    if rows != n_structures or rows * CONTENT_HASH_BYTES > size:
-        raise StoreError(
-            f"{file} ({size} bytes) has {rows} rows, the manifest says {n_structures} structures. "
-            f"{_AGAIN}"
-        )
-    for group in range(metadata.num_row_groups):
-        for column in range(metadata.num_columns):
-            compression = metadata.row_group(group).column(column).compression
-            if compression != "UNCOMPRESSED":
-                raise StoreError(
-                    f"{file} is compressed ({compression}); an index is not, so that its size "
-                    f"bounds what reading it takes. {_AGAIN}"
-                )
-
-
 def _column(column: pa.ChunkedArray, name: str, file: str) -> npt.NDArray[np.generic]:
     if name == "content_hash":
         # to_pylist is a second per million rows; buffers of fixed-size binary have an offset.
@@ -268,13 +294,4 @@ def _column(column: pa.ChunkedArray, name: str, file: str) -> npt.NDArray[np.gen
             for chunk in column.chunks
         )
         return np.frombuffer(data, np.uint8).reshape(-1, CONTENT_HASH_BYTES)
-    if name not in TEXTS:
-        return np.asarray(column.to_numpy())
-    parts = []
-    for chunk in column.chunks:
-        # Texts come as a dictionary: a long one repeated a billion times is met here, once.
-        words = np.array([*chunk.dictionary.to_pylist(), ""], object)
-        if max(len(word) for word in words) > MAX_TEXT:
-            raise StoreError(f"{file}: a {name} has more than {MAX_TEXT} characters. {_AGAIN}")
-        parts.append(words[:-1][np.asarray(chunk.indices)])
-    return np.concatenate(parts) if parts else np.empty(0, object)
+    return texts_of(column, name, file) if name in TEXTS else np.asarray(column.to_numpy())

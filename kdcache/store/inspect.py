@@ -1,4 +1,8 @@
-"""What a store holds, for programs and for people, without reading a feature."""
+"""What a store holds, for programs and for people, without reading a feature.
+
+Owns what is shown, not what is true: `verify` checks. Invariant: what people read is in what
+programs get.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,19 @@ from pathlib import Path
 import numpy as np
 from pydantic import JsonValue
 
+from kdcache.errors import StoreError
 from kdcache.fields import FieldSpec
 from kdcache.store.contents import array_documents, groups, shard_file
+from kdcache.store.licences import is_spdx
 from kdcache.store.manifest import FieldEntry, TeacherEntry
 from kdcache.store.metadata import Json
 from kdcache.store.reader import Store, open_store
+from kdcache.store.signature import read_signature
 from kdcache.store.work import unfinished_groups
 
 
 def describe_store(path: str | Path) -> Json:
-    """Counts, fields, teachers, licences and identity of a store, as JSON values.
+    """Counts, fields, teachers, provenance and identity of a store, as JSON values.
 
     Raises:
         StoreError: as `open_store`.
@@ -33,6 +40,7 @@ def describe_store(path: str | Path) -> Json:
         }
         for name, entry in manifest.teachers.items()
     }
+    left_out: list[JsonValue] = [*sorted(manifest.withheld.structures if manifest.withheld else ())]
     splits, counts = np.unique(index.split.astype(str), return_counts=True)
     return {
         "path": str(path),
@@ -57,6 +65,9 @@ def describe_store(path: str | Path) -> Json:
         },
         "structures": _fields(fields["structures"], sizes, "structures"),
         "teachers": teachers,
+        "withheld": left_out,
+        "whole_root_digest": manifest.whole().root_digest,
+        "signature": _signature(store),
         "unfinished": dict(unfinished_groups(store.path)) if isinstance(store.path, Path) else {},
     }
 
@@ -68,7 +79,7 @@ def format_description(description: Json) -> str:
     licences = _table(dataset["licences"])
     layout = _table(d["layout"])
     splits = ", ".join(f"{name or 'unnamed'} {n}" for name, n in _table(d["splits"]).items())
-    sources = dataset["sources"]
+    sources, left_out = dataset["sources"], _names(d["withheld"])
     lines = [
         f"{d['path']}: format {d['format_version']}, {_size(d['n_bytes'])}, digest "
         f"{str(d['root_digest'])[:12]}…, {d['created']}",
@@ -76,13 +87,16 @@ def format_description(description: Json) -> str:
         f"{d['n_atoms']:,} atoms ({d['smallest']} to {d['largest']} each)",
         f"            digest {str(dataset['digest'])[:12]}…, from "
         f"{', '.join(map(str, sources)) if isinstance(sources, list) and sources else 'unknown'}",
+        *(f"{key:<11} {dataset[key]}" for key in ("creator", "citation") if dataset.get(key)),
         f"splits      {splits}",
+        f"order       {_order(_table(d['order']))}",
         f"graph       {_graph(d['graph'])}" + (f", {d['n_edges']:,} edges" if d["graph"] else ""),
         f"layout      {layout['n_blocks']} blocks of {layout['atom']:,} atoms in "
         f"{layout['n_shards']} shards, {100 * float(str(layout['padding'])):.1f} % padding",
-        f"licences    structures: {licences['structures'] or 'unknown'}; labels: "
-        f"{licences['labels'] or 'unknown'}",
-        "structures",
+        f"licences    structures: {_licence(licences['structures'])}; labels: "
+        f"{_licence(licences['labels'])}",
+        f"signature   {_signed(d)}",
+        "structures" + (f" (left out: {', '.join(left_out)})" if left_out else ""),
         *_field_lines(_table(d["structures"])),
     ]
     for name, value in _table(d["teachers"]).items():
@@ -90,7 +104,12 @@ def format_description(description: Json) -> str:
         lines += [
             f"teacher {name}: {teacher['model']}, digest {str(teacher['digest'])[:12]}…, computed "
             f"in {teacher['precision'] or 'unknown precision'}, licence: "
-            f"{teacher['licence'] or 'unknown'}",
+            f"{_licence(teacher['licence'])}",
+            *(
+                [f"  software {_versions(_table(teacher['software']))}"]
+                if teacher["software"]
+                else []
+            ),
             f"  graph {_graph(teacher['graph'])}"
             + (f", {teacher['n_edges']:,} edges kept" if teacher["n_edges"] is not None else ""),
             *_field_lines(_table(teacher["fields"])),
@@ -98,6 +117,53 @@ def format_description(description: Json) -> str:
     for group, done in _table(d["unfinished"]).items():
         lines.append(f"unfinished: {group}, {done} of {layout['n_shards']} shards are written")
     return "\n".join(lines)
+
+
+def _signature(store: Store) -> Json | None:
+    """The signature in a store, unchecked; a damaged one says so."""
+    try:
+        signed = read_signature(store.files)
+    except FileNotFoundError:
+        return None
+    except StoreError as error:
+        return {"problem": str(error)}
+    return {"key_fingerprint": signed.key_fingerprint, "root_digest": signed.root_digest}
+
+
+def _signed(description: Json) -> str:
+    signed = description["signature"]
+    if not isinstance(signed, dict):
+        return "none"
+    if "problem" in signed:
+        return str(signed["problem"])
+    of = ""
+    if signed["root_digest"] != description["root_digest"]:
+        whole = signed["root_digest"] == description["whole_root_digest"]
+        of = " of the whole store" if whole else " of ANOTHER content"
+    return (
+        f"by key {str(signed['key_fingerprint'])[:16]}…{of}, not checked here "
+        f"(kdcache verify --key)"
+    )
+
+
+def _licence(text: JsonValue) -> str:
+    if not text:
+        return "unknown"
+    return str(text) if is_spdx(str(text)) else f"{text} (no SPDX identifier known here)"
+
+
+def _order(order: Json) -> str:
+    return "as recorded" if order["seed"] is None else f"{order['generator']}, seed {order['seed']}"
+
+
+def _versions(software: Json) -> str:
+    shown = [f"{name} {version}" for name, version in software.items()]
+    more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
+    return ", ".join(shown[:8]) + more
+
+
+def _names(value: JsonValue) -> list[str]:
+    return [str(name) for name in value] if isinstance(value, list) else []
 
 
 def _teacher(

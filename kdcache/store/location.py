@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from kdcache.errors import StoreError
 
@@ -71,6 +71,26 @@ def store_location(path: str | os.PathLike[str]) -> Path | StoreUrl:
             f"'?', '#' or '..': a store is many files, and a signed address opens one."
         )
     return StoreUrl(f"{scheme}://{rest}")
+
+
+def without_file_scheme(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The path that a file:// address names; all else as it is.
+
+    Raises:
+        StoreError: the address is of another machine.
+
+    Example:
+        >>> without_file_scheme("file:///data/features.zarr")
+        '/data/features.zarr'
+    """
+    text = os.fspath(path)
+    # `Path` leaves one slash of the three.
+    match = re.fullmatch(r"(?i:file):/(?:/([^/]*)/)?([^/].*)", text, re.DOTALL)
+    if match is None:
+        return path
+    if match[1] not in (None, "", "localhost"):
+        raise StoreError(f"{text} is a path of the machine {match[1]}. Name one of this machine.")
+    return "/" + unquote(match[2])
 
 
 def local_path(path: str | os.PathLike[str], purpose: str) -> Path:

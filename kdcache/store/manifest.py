@@ -163,6 +163,9 @@ class DatasetEntry(Part):
         keys: which key of the files each quantity was taken from.
         units: the files' units; stores are always in eV, Å, eV/Å.
         notes: what was said while reading.
+        licences: of structures and of labels.
+        creator: who made the store, as they state it; never guessed from the machine.
+        citation: what to cite: free text, a DOI.
     """
 
     digest: Sha256
@@ -173,6 +176,13 @@ class DatasetEntry(Part):
     units: dict[Line, Line] = {}
     notes: list[Text] = []
     licences: Licences = Licences()
+    creator: Text = ""
+    citation: Text = ""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Left out where nobody stated them: older stores keep their root digests."""
+        return _left_out(plain(self), creator="", citation="")
 
 
 class OrderEntry(Part):
@@ -224,10 +234,7 @@ class TeacherEntry(Part):
     @model_serializer(mode="wrap")
     def _without_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Left out where nothing failed, so that older readers know every key."""
-        document: dict[str, Any] = plain(self)
-        if not self.n_failed:
-            document.pop("n_failed", None)
-        return document
+        return _left_out(plain(self), n_failed=0)
 
     @classmethod
     def describe(
@@ -264,6 +271,23 @@ class TeacherEntry(Part):
         return self.fields.get(N_EDGES.name) == FieldEntry.describe(N_EDGES)
 
 
+class Withheld(Part):
+    """What the store held before it was passed on without its structures.
+
+    Attributes:
+        root_digest: of the whole store.
+        structures: fields that are left out.
+        digests: of the files that are left out, and of the whole store's zarr.json.
+        values: SHA-256 of the rows of a left out field in store order, without padding, by field:
+            what tells other values from the same ones compressed otherwise.
+    """
+
+    root_digest: Sha256
+    structures: dict[FieldName, FieldEntry]
+    digests: dict[RelativePath, Sha256]
+    values: dict[FieldName, Sha256]
+
+
 class Manifest(Part):
     """All of manifest.json.
 
@@ -271,6 +295,7 @@ class Manifest(Part):
         digests: SHA-256 of every file of the store but the manifest, by path within it.
         root_digest: SHA-256 of the canonical JSON of everything else but `created`.
         created: date and time (UTC); not part of the identity.
+        withheld: what is left out, None in a whole store.
     """
 
     format_version: int
@@ -285,16 +310,53 @@ class Manifest(Part):
     digests: dict[RelativePath, Sha256]
     root_digest: Sha256
     created: Line
+    withheld: Withheld | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Left out of a whole store's, so that older readers know every key."""
+        return _left_out(plain(self), withheld=None)
 
     def sealed(self) -> Manifest:
         """A copy whose root digest is that of its content."""
         return self.model_copy(update={"root_digest": self.content_digest()})
 
     def with_teacher(self, name: str, entry: TeacherEntry) -> Manifest:
-        """A copy with one more teacher, of the lowest format that can hold it; not sealed."""
+        """A copy with one more teacher, of the lowest format that can hold it; not sealed.
+
+        Raises:
+            StoreError: structures are withheld.
+        """
+        self.refuse_withheld(f"a teacher {name!r}")
         version = FORMAT_VERSION if entry.has_own_edges else self.format_version
         teachers = {**self.teachers, name: entry}
         return self.model_copy(update={"teachers": teachers, "format_version": version})
+
+    def whole(self) -> Manifest:
+        """The manifest from before anything was withheld: itself where nothing was."""
+        if self.withheld is None:
+            return self
+        update = {
+            "structures": self.structures | self.withheld.structures,
+            "digests": self.digests | self.withheld.digests,
+            "root_digest": self.withheld.root_digest,
+            "withheld": None,
+        }
+        return self.model_copy(update=update)
+
+    def refuse_withheld(self, what: str) -> None:
+        """Only a whole store is changed.
+
+        Raises:
+            StoreError: this one is not.
+        """
+        if self.withheld is not None:
+            raise StoreError(
+                f"The store {self.root_digest[:12]}… was passed on without its structures, and "
+                f"with {what} it would no longer be part of {self.withheld.root_digest[:12]}…, "
+                f"which its structures complete. Put them back first: "
+                f"`kdcache join STORE DATA -o FULL`."
+            )
 
     def content_digest(self) -> str:
         """What `root_digest` must be."""
@@ -318,7 +380,7 @@ def read_manifest(store: Path | StoreFiles) -> Manifest:
     file = files.where(MANIFEST)
     content = files.read(MANIFEST, MAX_MANIFEST_BYTES)
     try:
-        document = json.loads(content)
+        document = json.loads(content.decode())
         version = document["format_version"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(
@@ -346,7 +408,25 @@ def read_manifest(store: Path | StoreFiles) -> Manifest:
             f"{file} says its digest is {manifest.root_digest[:12]}…, its content has "
             f"{manifest.content_digest()[:12]}…: it was edited or damaged. Fetch it again."
         )
+    part, whole = manifest.withheld, manifest.whole()
+    if part is not None and part.values.keys() != part.structures.keys():
+        raise StoreError(
+            f"{file} withholds {', '.join(part.structures)} and tells values of "
+            f"{', '.join(part.values)}: it was edited or damaged. Fetch it again."
+        )
+    if part is not None and whole.content_digest() != whole.root_digest:
+        raise StoreError(
+            f"{file} says it is part of store {whole.root_digest[:12]}…, with what is withheld it "
+            f"is {whole.content_digest()[:12]}…: it was edited or damaged. Fetch it again."
+        )
     return manifest
+
+
+def _left_out(document: dict[str, Any], **defaults: object) -> dict[str, Any]:
+    for key, default in defaults.items():
+        if document.get(key) == default:
+            document.pop(key, None)
+    return document
 
 
 def check_name(name: str, what: str) -> str:

@@ -57,6 +57,8 @@ def united_dataset(
             structures=united(entry.licences.structures for entry in entries),
             labels=united(entry.licences.labels for entry in entries),
         ),
+        creator=united(entry.creator for entry in entries),
+        citation=united(entry.citation for entry in entries),
     )
 
 
@@ -67,7 +69,7 @@ def united_graph(stores: Sequence[Store]) -> tuple[GraphEntry | None, str]:
     if not kept:
         return None, ""
     if len(kept) < len(graphs) or any(graph != kept[0] for graph in kept):
-        rules = ", ".join(f"{store.path}: {_rule(store.graph)}" for store in stores)
+        rules = ", ".join(f"{store.path.name}: {_rule(store.graph)}" for store in stores)
         return None, f"neighbour lists are left out: the stores' rules differ ({rules})"
     truncated = [graph.truncated for graph in kept]
     known = False if all(value is False for value in truncated) else None

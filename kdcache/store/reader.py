@@ -35,7 +35,7 @@ from kdcache.store.failures import FAILURES, Failures, largest_failures, parse_f
 from kdcache.store.files import LocalFiles, StoreFiles
 from kdcache.store.index import INDEX, StoreIndex, largest_index, parse_index
 from kdcache.store.layout import BlockPlan
-from kdcache.store.location import StoreUrl, store_location
+from kdcache.store.location import StoreUrl, is_url, store_location
 from kdcache.store.manifest import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -47,6 +47,7 @@ from kdcache.store.manifest import (
 from kdcache.store.metadata import SCALE_SUFFIX, Json
 from kdcache.store.remote import RemoteFiles
 from kdcache.store.work import unfinished_groups
+from kdcache.store.zipped import ZipFiles, is_zip
 from kdcache.structures import Structure
 
 Array = npt.NDArray[Any]
@@ -115,6 +116,9 @@ class Store:
         """
         group, _, short = name.rpartition("/")
         fields = self.fields(group)
+        part = self.manifest.withheld
+        if group == "structures" and part is not None and short in part.structures:
+            raise records.absent(self, [short])
         if short not in fields:
             raise StoreError(
                 f"{self.path}: {group} has no field {short!r}: {did_you_mean(short, fields)}"
@@ -309,6 +313,12 @@ def open_store(
     return Store(files, manifest, index, plan, plans, groups(manifest), arrays)
 
 
+def is_store(path: str | Path) -> bool:
+    """Whether a store may lie there: an address, a directory with a manifest, or a packed store."""
+    is_packed = str(path).lower().endswith(".zip") and is_zip(path)
+    return is_url(path) or is_packed or (Path(path) / MANIFEST).is_file()
+
+
 def store_files(path: str | Path | StoreFiles) -> StoreFiles:
     """The files of the store at a path or an address.
 
@@ -317,6 +327,8 @@ def store_files(path: str | Path | StoreFiles) -> StoreFiles:
     """
     if not isinstance(path, str | Path):
         return path
+    if is_zip(path):
+        return ZipFiles(Path(path))
     location = store_location(path)
     return RemoteFiles(location) if isinstance(location, StoreUrl) else LocalFiles(location)
 
@@ -373,10 +385,10 @@ def _checked(files: StoreFiles, name: str, manifest: Manifest, limit: int) -> by
 def _check_document(files: StoreFiles, name: str, expected: Json) -> None:
     file = files.where(name)
     try:
-        found = json.loads(files.read(name, MAX_DOCUMENT_BYTES))
+        found = json.loads(files.read(name, MAX_DOCUMENT_BYTES).decode())
     except FileNotFoundError:
         raise StoreError(f"{file} is missing: the store is incomplete. Fetch it again.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{file} is no JSON ({error}). Fetch it again.") from None
     if found == expected:
         return
@@ -384,11 +396,18 @@ def _check_document(files: StoreFiles, name: str, expected: Json) -> None:
         raise StoreError(f"{file} describes no array. Fetch it again.")
     key = next(k for k in sorted({*expected, *found}) if expected.get(k) != found.get(k))
     raise StoreError(
-        f"{file} has {key} {_short(found.get(key))}, the manifest gives "
+        f"{file} has {_printable(key)} {_short(found.get(key))}, the manifest gives "
         f"{_short(expected.get(key))}. Other readers would read other values. Fetch it again."
     )
 
 
+def _printable(key: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in key[:80])
+
+
 def _short(value: object) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:  # read at its limit, written beyond it
+        text = "nested too deeply to be shown"
     return text if len(text) <= 80 else f"{text[:77]}…"

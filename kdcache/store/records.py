@@ -6,7 +6,7 @@ records come in the order of the rows asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,10 +35,7 @@ def iterate_structures(store: Store, rows: IntArray) -> Iterator[Structure]:
     fields = store.fields("structures")
     missing = [name for name in NEEDED if name not in fields]
     if missing:
-        raise StoreError(
-            f"{store.path} does not hold {', '.join(missing)} of its structures; their licence: "
-            f"{store.manifest.dataset.licences.structures or 'unknown'}. Give the dataset itself."
-        )
+        raise absent(store, missing)
     specs = (*STRUCTURE_FIELDS, *OPTIONAL_FIELDS)
     names = [spec.name for spec in specs if spec.name in fields]
     ends = np.cumsum(store.index.n_atoms[rows])
@@ -48,6 +45,19 @@ def iterate_structures(store: Store, rows: IntArray) -> Iterator[Structure]:
         stop = max(start + 1, int(np.searchsorted(ends, before + WINDOW_ATOMS, side="right")))
         yield from _window(store, rows[start:stop], names)
         start = stop
+
+
+def absent(store: Store, names: Sequence[str]) -> StoreError:
+    """What to say where fields of the structures are needed that a store does not hold."""
+    licence = store.manifest.dataset.licences.structures or "unknown"
+    said = f"{store.path} does not hold {', '.join(names)} of its structures (licence: {licence})"
+    part = store.manifest.withheld
+    if part is None or not set(names) <= part.structures.keys():
+        return StoreError(f"{said}. Give the dataset itself.")
+    return StoreError(
+        f"{said}: it was passed on without them. Put your own copy of the data back: "
+        f"`kdcache join {store.path} DATA -o FULL`."
+    )
 
 
 def _window(store: Store, rows: IntArray, names: list[str]) -> Iterator[Structure]:

@@ -6,6 +6,7 @@ obstore's (an extra). Invariant: a request ends, in bytes or in one line that na
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import threading
@@ -73,8 +74,9 @@ class RemoteFiles:
 
         return self._try(name, get)
 
-    def stream(self, name: str) -> Iterator[bytes]:
-        done, failures = 0, 0
+    def stream(self, name: str, start: int = 0) -> Iterator[bytes]:
+        """A file from byte `start` on, piece by piece; NoRanges where only the whole is served."""
+        done, failures = start, 0
         while True:
             options = {"range": {"offset": done}} if done else None
             try:
@@ -143,7 +145,7 @@ class RemoteFiles:
 
         try:
             return self._try(name, get)
-        except _NoRanges:  # Azure knows no ranges from the end
+        except NoRanges:  # Azure knows no ranges from the end
             size = self.size(name)
             return size, self.request(Range(name, max(0, size - n_bytes), size))
 
@@ -174,7 +176,7 @@ class RemoteFiles:
         known = type(error).__module__.partition(".")[0] == "obstore" or isinstance(error, OSError)
         if not known:
             raise error
-        reason, status = _reason(error)
+        reason, status = reason_of(error)
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"{self.where(name)} is not there") from None
         self._refuse(type(error).__name__, name)
@@ -194,14 +196,14 @@ class RemoteFiles:
                 f"credentials in the environment as the service's own tools take them."
             ) from None
         if kind == "NotSupportedError":
-            raise _NoRanges(
+            raise NoRanges(
                 f"{self.where(name)}: the server does not serve parts of files, and rows are parts "
                 f"of one. Keep whole files in a local cache (--store-cache DIR, or cache=), or "
                 f"copy the store to a disk."
             ) from None
 
 
-class _NoRanges(StoreError):
+class NoRanges(StoreError):
     """The server answers a request for a part with the whole."""
 
 
@@ -236,8 +238,12 @@ class RemoteFile:
         pass
 
 
-def connect(location: StoreUrl) -> ObjectClient:
+def connect(location: StoreUrl, retries: int = 0) -> Any:
     """An obstore client of an address, with credentials as the environment gives them.
+
+    Args:
+        location: of a folder, its root.
+        retries: of a request, by the client itself.
 
     Raises:
         StoreError: obstore is not installed, or the address lacks something.
@@ -251,29 +257,30 @@ def connect(location: StoreUrl) -> ObjectClient:
         ) from None
     scheme = location.partition(":")[0]
     # Attempts are counted here, where a broken answer counts as well as a refused one.
+    # An S3 of one's own network may speak plain HTTP; it is allowed as the service's tools ask.
+    allowed = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
+    plain = scheme == "http" or (scheme == "s3" and allowed)
     settings: dict[str, Any] = {
-        "client_options": {**CLIENT, "allow_http": scheme == "http"},
-        "retry_config": {"max_retries": 0},
+        "client_options": {**CLIENT, "allow_http": plain},
+        "retry_config": {"max_retries": retries},
     }
     try:
         # A public bucket has an https address, too: that is plain HTTP, without credentials.
         if scheme in ("http", "https"):
-            client: ObjectClient = HTTPStore(str(location), **settings)
-        else:
-            client = from_url(str(location), **settings)
+            return HTTPStore(str(location), **settings)
+        return from_url(str(location), **settings)
     except Exception as error:
         _refuse_address(location, error)
-    return client
 
 
 def _refuse_address(location: StoreUrl, error: Exception) -> NoReturn:
     raise StoreError(
-        f"{location} cannot be opened: {_reason(error)[0]}. Give what is missing in the "
+        f"{location} cannot be opened: {reason_of(error)[0]}. Give what is missing in the "
         f"environment as the service's own tools take it."
     ) from None
 
 
-def _reason(error: Exception) -> tuple[str, int | None]:
+def reason_of(error: Exception) -> tuple[str, int | None]:
     """What went wrong in a few words, and the status of the answer where there was one."""
     text = str(error)
     answered = re.search(r"status code: ((\d{3})[A-Za-z '-]*)", text)

@@ -63,7 +63,8 @@ def read_torch_file(path: str | Path, *, allow_pickle: bool = False) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> TeacherError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = "".join(c if c.isprintable() else "?" for c in first)
     return TeacherError(f"{path} is no complete file of torch.save ({reason[:100]}). Get it again.")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kdcache.store import add_teacher, describe_store, format_description
+from kdcache.store import add_teacher, describe_store, format_description, open_store
+from kdcache.store.signature import SIGNATURE
+from kdcache.store.withholding import write_without_structures
 from tests.store.sample import STRUCTURES, TEACHER, Sample, files_of, teacher_entry, write_all
 
 
@@ -31,6 +33,29 @@ def test_people_see_licences_of_all_three_apart(finished: Path) -> None:
     assert "structures: unknown; labels: unknown" in text
     assert "licence: CC-BY-4.0" in text
     assert "cutoff 4.5 Å, at most 20 neighbours" in text
+
+
+def test_what_is_left_out_and_who_signed_is_shown(copied: Path, tmp_path: Path) -> None:
+    whole = open_store(copied)
+    signed = {
+        "algorithm": "Ed25519",
+        "key_fingerprint": "ab" * 32,
+        "root_digest": whole.manifest.root_digest,
+        "signature": "A" * 86 + "==",
+    }
+    (copied / SIGNATURE).write_text(json.dumps(signed))
+    write_without_structures(whole, tmp_path / "part.zarr")
+    description = describe_store(tmp_path / "part.zarr")
+    assert description["withheld"] == [
+        "atomic_numbers", "cell", "energy", "forces", "pbc", "positions",
+    ]  # fmt: skip
+    assert description["whole_root_digest"] == whole.manifest.root_digest
+    text = format_description(description)
+    assert "structures (left out: atomic_numbers, cell, energy, forces, pbc, positions)" in text
+    assert "signature   by key abababababababab… of the whole store, not checked here" in text
+    assert "by key abababababababab…, not" in format_description(describe_store(copied))
+    (copied / SIGNATURE).write_text("{")
+    assert "is no signature" in format_description(describe_store(copied))
 
 
 def test_a_teacher_being_added_is_shown(copied: Path, sample: Sample) -> None:

@@ -65,3 +65,14 @@ def test_values_json_cannot_hold_are_refused() -> None:
         teacher_entry(references={1: float("nan")})
     with pytest.raises((TypeError, ValueError)):
         teacher_entry(architecture={"cutoff": float("inf")})
+
+
+def test_manifests_of_older_programs_keep_their_digests(finished: Path) -> None:
+    """Written before creator, citation, withheld and n_failed were thought of."""
+    golden = Path(__file__).parent / "manifest_of_format_1.json"
+    assert "creator" not in golden.read_text()
+    (finished.parent / "old").mkdir()
+    (finished.parent / "old" / "manifest.json").write_bytes(golden.read_bytes())
+    manifest = read_manifest(finished.parent / "old")
+    assert manifest.to_bytes() == golden.read_bytes()
+    assert manifest.whole() is manifest

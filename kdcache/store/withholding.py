@@ -1,0 +1,242 @@
+"""Pass a store on without its structures, where their licence forbids to.
+
+Left out is the ground truth: numbers, positions, cells, labels, tags. What stays names no atom: the
+index (ids, groups, counts, one-way content hashes), neighbour lists and the teachers' features.
+Invariant: what is passed on is a store, and with the left out files it is the whole one, byte for
+byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcache.errors import StoreError, naming
+from kdcache.fields import OPTIONAL_FIELDS, STRUCTURE_FIELDS
+from kdcache.progress import Progress, silent
+from kdcache.store.contents import (
+    ZARR,
+    Plans,
+    array_documents,
+    expected_files,
+    node_documents,
+    shard_file,
+)
+from kdcache.store.files import inside
+from kdcache.store.manifest import MANIFEST, Manifest, Withheld
+from kdcache.store.metadata import readable, root_document
+from kdcache.store.reader import Store, open_store
+from kdcache.store.rewrite import UNFINISHED_SUFFIX, refuse_existing
+from kdcache.store.shards import sync_directory, write_file, write_files
+from kdcache.store.signature import MAX_BYTES, SIGNATURE
+from kdcache.store.work import LOCK, WORK, StoreLock
+
+GROUND_TRUTH = tuple(spec.name for spec in (*STRUCTURE_FIELDS, *OPTIONAL_FIELDS))
+
+
+@dataclass(frozen=True, eq=False)
+class Withholding:
+    """A store without its structures, as a difference to the whole one.
+
+    Attributes:
+        manifest: of what is passed on.
+        left_out: files of the whole store that are not passed on.
+        replaced: files that are passed on with this content.
+    """
+
+    manifest: Manifest
+    left_out: frozenset[str]
+    replaced: Mapping[str, bytes]
+
+    @property
+    def passed_on(self) -> list[str]:
+        """Files that are passed on as they are, but for a signature."""
+        return sorted(self.manifest.digests.keys() - self.replaced.keys())
+
+
+def withheld(store: Store, progress: Progress = silent) -> Withholding:
+    """Which files are left out of a store that is passed on without its structures.
+
+    Reads the ground truth once, for a digest of its values.
+
+    Raises:
+        StoreError: there are no structures in it, or a shard is damaged.
+    """
+    held = store.fields("structures")
+    names = [name for name in GROUND_TRUTH if name in held]
+    if store.manifest.withheld is not None or not names:
+        raise StoreError(f"{store.path} holds no structures that could be left out.")
+    check_listing(store)
+    with progress("withhold", len(names) * store.plan.n_blocks, "blocks") as advance:
+        values = {}
+        for name in names:
+            digest = hashlib.sha256()
+            for block in range(store.plan.n_blocks):
+                digest.update(store.read(f"structures/{name}", [block]).tobytes())
+                advance()
+            values[name] = digest.hexdigest()
+    manifest, root = narrowed(store.manifest, store.plans, values)
+    left_out = frozenset(store.manifest.digests.keys() - manifest.digests.keys())
+    return Withholding(manifest, left_out, {ZARR: root, MANIFEST: manifest.to_bytes()})
+
+
+def narrowed(whole: Manifest, plans: Plans, values: Mapping[str, str]) -> tuple[Manifest, bytes]:
+    """Manifest and zarr.json of a store without some fields of its structures.
+
+    Args:
+        whole: manifest of the whole store.
+        plans: layout of its groups.
+        values: SHA-256 of the values of each field that is left out, by name.
+    """
+    files = {
+        file
+        for array, spec, document in array_documents(whole, plans)
+        if array.startswith("structures/") and spec.name in values
+        for file in (
+            f"{array}/{ZARR}",
+            *(shard_file(array, k, document) for k in range(plans["structures"].n_shards)),
+        )
+    }
+    left_out = {name: digest for name, digest in whole.digests.items() if name in files}
+    kept = {name: digest for name, digest in whole.digests.items() if name not in files}
+    part = Withheld(
+        root_digest=whole.root_digest,
+        structures={name: whole.structures[name] for name in values},
+        digests={**left_out, ZARR: whole.digests[ZARR]},
+        values=dict(values),
+    )
+    fields = {name: entry for name, entry in whole.structures.items() if name not in values}
+    manifest = whole.model_copy(update={"structures": fields, "withheld": part})
+    nodes = node_documents(manifest, plans)
+    root = readable(root_document(plans["structures"], whole.format_version, nodes))
+    digests = {**kept, ZARR: hashlib.sha256(root).hexdigest()}
+    return manifest.model_copy(update={"digests": digests}).sealed(), root
+
+
+def check_part(store: Store) -> None:
+    """What a store without its structures holds is what the whole store's manifest says.
+
+    Then a signature of the whole store is one of this part, too.
+
+    Raises:
+        StoreError: it was edited.
+    """
+    part = store.manifest.withheld
+    if part is None:
+        return
+    expected, _ = narrowed(store.manifest.whole(), store.plans, part.values)
+    if expected.root_digest != store.manifest.root_digest:
+        raise StoreError(
+            f"{store.path} is not what is left of store {part.root_digest[:12]}… without its "
+            f"structures: {store.manifest.root_digest[:12]}…, expected is "
+            f"{expected.root_digest[:12]}…. It was edited. Fetch it again."
+        )
+
+
+def check_listing(store: Store) -> None:
+    """The manifest lists the files of such a store and no others: each of them is written.
+
+    Raises:
+        StoreError: it does not.
+    """
+    expected = expected_files(store.manifest, store.plans)
+    if wrong := sorted(expected ^ store.manifest.digests.keys()):
+        raise StoreError(
+            f"{store.path}: the manifest lists other files than a store of these fields has, such "
+            f"as {wrong[0]!r}. It is not copied. Fetch the store again."
+        )
+
+
+def write_without_structures(
+    store: Store, output: str | Path, progress: Progress = silent
+) -> Manifest:
+    """Copy a store without its structures; a signature of the whole one goes with it.
+
+    Raises:
+        StoreError: something is at `output`, or a file of the store is damaged.
+    """
+    part = withheld(store, progress)
+    with building(output, "withhold") as path:
+        with progress("copy", len(part.passed_on), "files") as advance:
+            for name in part.passed_on:
+                copy_file(store, name, path)
+                advance()
+        copy_signature(store, path)
+        write_files({path / name: content for name, content in part.replaced.items()})
+        open_store(path)
+    return part.manifest
+
+
+@contextmanager
+def building(output: str | Path, purpose: str) -> Iterator[Path]:
+    """A folder that becomes a new store when this ends without an error, and is gone otherwise.
+
+    What a killed attempt left of the same purpose is thrown away: such a store is made by copying.
+
+    Raises:
+        StoreError: something else is at the output or at its unfinished name.
+    """
+    output = refuse_existing(output)
+    path = output.with_name(output.name + UNFINISHED_SUFFIX)
+    mark = path / WORK / purpose
+    if path.exists() and not mark.is_file() and any(path.iterdir()):
+        raise StoreError(
+            f"{path} exists and was not left by this command. Nothing is overwritten: name "
+            f"another path, or delete it."
+        )
+    with StoreLock(path):
+        write_file(mark, b"")
+        for left in (*path.iterdir(), *mark.parent.iterdir()):
+            if left not in (mark.parent, mark, mark.parent / LOCK):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        try:
+            yield path
+            shutil.rmtree(path / WORK)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+    os.rename(path, output)
+    sync_directory(output.parent)
+
+
+def copy_file(store: Store, name: str, target: Path) -> int:
+    """Copy a file of a store into the folder of another; how many bytes.
+
+    Raises:
+        StoreError: it is missing, or not what the manifest says.
+    """
+    file, digest, size = target / inside(name), hashlib.sha256(), 0
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with naming(str(file)), open(file, "wb") as copy:
+        try:
+            for piece in store.files.stream(name):
+                digest.update(piece)
+                size += len(piece)
+                copy.write(piece)
+        except FileNotFoundError:
+            raise StoreError(
+                f"{store.files.where(name)} is missing: the store is incomplete. Fetch it again."
+            ) from None
+        copy.flush()
+        os.fsync(copy.fileno())
+    expected = store.manifest.digests[name]
+    if digest.hexdigest() != expected:
+        raise StoreError(
+            f"{store.files.where(name)} has digest {digest.hexdigest()[:12]}…, the manifest says "
+            f"{expected[:12]}…: it was edited or damaged. Its copy would be wrong. Fetch it again."
+        )
+    return size
+
+
+def copy_signature(store: Store, target: Path) -> None:
+    """Copy the signature of a store, where there is one."""
+    try:
+        content = store.files.read(SIGNATURE, MAX_BYTES)
+    except FileNotFoundError:
+        return
+    write_file(target / SIGNATURE, content)
