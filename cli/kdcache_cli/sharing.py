@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from kdcache.errors import ConfigError
 from kdcache.progress import Advance
 from kdcache_cli.dumped import names
 from kdcache_cli.options import AT_LEAST_ONE
@@ -51,6 +52,11 @@ def _part(command: F) -> F:
 @click.argument("target")
 @_part
 @JOBS
+@click.option(
+    "--without-structures",
+    is_flag=True,
+    help="Leave out structures and labels; who has them puts them back (kdcache join).",
+)
 @click.option("--replace", is_flag=True, help="Another store at TARGET gives way.")
 @click.option(
     "--scratch",
@@ -76,8 +82,14 @@ def publish_command(store: str, target: str, condition: str | None, **values: An
         "progress": _moving,
     }
     if condition is None:
+        options["without_structures"] = values["without_structures"]
         _report(target, publish_store(store, target, **kept, **options))
         return
+    if values["without_structures"]:
+        raise ConfigError(
+            "--where and --without-structures do not go together: write the chosen structures to a "
+            "store first (kdcache subset), then publish that."
+        )
     selection = select_rows(store, condition=condition, **kept)
     click.echo(_cost(selection))
     scratch = values["scratch"] or (Path(store).parent if Path(store).exists() else Path())

@@ -31,6 +31,7 @@ def publish_store(
     *,
     teachers: Sequence[str] | None = None,
     fields: Sequence[str] | None = None,
+    without_structures: bool = False,
     jobs: int = DEFAULT_JOBS,
     replace: bool = False,
     progress: Progress = silent,
@@ -44,6 +45,7 @@ def publish_store(
         source: path, zip file or address of a store.
         target: a directory, also as file://; or a folder on s3://, gs:// or az://.
         teachers, fields: kept; None for all. A part has a root digest of its own.
+        without_structures: leave out structures and labels; who has them joins them again.
         jobs: files at once.
         replace: another store at the target gives way.
         progress: shows bytes.
@@ -54,7 +56,7 @@ def publish_store(
     """
     files, place = source_files(source), target_of(target)
     _refuse_same(files, place)
-    shipment = ship(files, teachers=teachers, fields=fields)
+    shipment = ship(files, teachers=teachers, fields=fields, without_structures=without_structures)
     return transfer(shipment, place, "publish", jobs=jobs, replace=replace, progress=progress)
 
 

@@ -15,7 +15,7 @@ from typing import cast
 
 import numpy as np
 
-from kdcache.errors import StoreError
+from kdcache.errors import ConfigError, StoreError
 from kdcache.fields import N_EDGES
 from kdcache.sharing.held import HeldFiles
 from kdcache.store.codecs import MAX_CHUNK_BYTES
@@ -35,6 +35,7 @@ from kdcache.store.provenance import check_wanted, common_teachers, kept_fields
 from kdcache.store.reader import MAX_DOCUMENT_BYTES, Store, open_store
 from kdcache.store.shards import index_size
 from kdcache.store.signature import MAX_BYTES, SIGNATURE, read_signature
+from kdcache.store.withholding import withheld
 from kdcache.store.zipped import check_names
 
 # Checksum, Blosc's header, and what it adds to bytes it cannot compress.
@@ -109,6 +110,7 @@ def ship(
     *,
     teachers: Sequence[str] | None = None,
     fields: Sequence[str] | None = None,
+    without_structures: bool = False,
 ) -> Shipment:
     """A store, or a part of it, ready to be moved.
 
@@ -119,12 +121,22 @@ def ship(
         files: of a finished store.
         teachers: kept; None for all.
         fields: of the teachers that are kept; None for all.
+        without_structures: leave out structures and labels, for receivers that have them.
 
     Raises:
+        ConfigError: a part of the teachers, and without structures.
         StoreError: no finished store, a teacher or field it lacks, files that it cannot have, or a
             part of a store that was passed on without its structures.
     """
     manifest = _read(files)
+    if without_structures:
+        if teachers is not None or fields is not None:
+            raise ConfigError(
+                "A part of the teachers' fields is moved with its structures, or all of them "
+                "without. Make the part first (kdcache subset), then move that without structures."
+            )
+        rest = withheld(open_store(files))
+        return shipment_of(files, rest.manifest, rest.replaced)
     if teachers is None and fields is None:
         return shipment_of(files, manifest, {})
     manifest.refuse_withheld("some of its teachers' fields alone")

@@ -19,6 +19,7 @@ from kdcache.sharing.held import source_files
 from kdcache.sharing.shipment import Parcel, Shipment, ship
 from kdcache.sharing.transfer import Moved, Report, transfer
 from kdcache.store import add_teacher, open_store, read_manifest, verify_store
+from kdcache.store.joining import join_store
 from kdcache.store.manifest import MANIFEST
 from kdcache.store.signature import SIGNATURE, make_keys, read_private_key, sign_store
 from kdcache.store.withholding import write_without_structures
@@ -411,3 +412,17 @@ def test_a_store_is_not_moved_to_itself(copied: Path) -> None:
 def test_what_cannot_be_written_to_is_said(finished: Path, target: str) -> None:
     with pytest.raises(StoreError, match=r"read from only|not from ftp|machine host"):
         publish_store(finished, target)
+
+
+def test_a_store_is_published_without_its_structures_and_completed(
+    finished: Path, sample: Sample, tmp_path: Path
+) -> None:
+    target, whole = tmp_path / "shared.zarr", tmp_path / "whole.zarr"
+    publish_store(finished, target, without_structures=True)
+    assert not list(target.glob("structures/positions/c/*"))
+    assert not list(target.glob("structures/energy/c/*"))
+    assert verify_store(target).problems == []
+    assert join_store(open_store(target), sample.dataset, whole).is_whole
+    assert files_of(whole) == files_of(finished)
+    with pytest.raises(ConfigError, match="with its structures, or all of them without"):
+        publish_store(finished, tmp_path / "part.zarr", fields=["node"], without_structures=True)
