@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import fault_cluster  # noqa: E402
 import fault_disk  # noqa: E402
 import fault_inputs  # noqa: E402
 import fault_kills  # noqa: E402
@@ -34,6 +35,7 @@ WIDTH = 72
 Fault = Callable[[Path, float], Iterator[Row]]
 FAULTS: list[Fault] = [
     *fault_stores.FAULTS, *fault_disk.FAULTS, *fault_inputs.FAULTS, *fault_kills.FAULTS,
+    *fault_cluster.FAULTS,
 ]  # fmt: skip
 
 

@@ -318,7 +318,8 @@ def check_identity(run: Path, state: State, wanted: Mapping[str, str]) -> None:
     Args:
         run: for the message.
         state: as `load_state` gave it.
-        wanted: "configuration" in YAML and "store", a digest, of the run to be continued.
+        wanted: "configuration" in YAML and "store", a digest of what it learns from, of the run to
+            be continued.
 
     Raises:
         TrainingError: naming the first setting that differs, with both values.
@@ -331,12 +332,6 @@ def check_identity(run: Path, state: State, wanted: Mapping[str, str]) -> None:
             f"The state of {run} does not say what it was started on. It was damaged: delete it to "
             f"go on from the one before."
         )
-    if found["store"] != wanted["store"]:
-        raise TrainingError(
-            f"{run} was started on store {found['store'][:12]}…, the one given is "
-            f"{wanted['store'][:12]}…. Going on would mix two datasets. Give the store it was "
-            f"started on, or name another directory."
-        )
     try:
         had, has = (_flat(parse_yaml(side["configuration"], str(run))) for side in (found, wanted))
     except ConfigError as error:
@@ -348,6 +343,13 @@ def check_identity(run: Path, state: State, wanted: Mapping[str, str]) -> None:
                 f"{run} was started with {key} = {had.get(key)}, now it is {has.get(key)}. Going "
                 f"on would mix two runs. Give the setting it had, or name another directory."
             )
+    # What a run learns from depends on its terms, so the configuration is compared first.
+    if found["store"] != wanted["store"]:
+        raise TrainingError(
+            f"{run} was started on store {found['store'][:12]}…, the one given is "
+            f"{wanted['store'][:12]}…. Going on would mix two datasets. Give the store it was "
+            f"started on, or name another directory."
+        )
 
 
 def _flat(settings: object, prefix: str = "") -> dict[str, object]:

@@ -33,6 +33,7 @@ DEATHS = 3
 SLOW_FACTOR, SLOW_SECONDS = 4.0, 60.0
 SECONDS_BETWEEN_LOOKS = 2.0
 RESULT_SECONDS = 5.0
+CONNECT_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -131,13 +132,13 @@ def open_cluster(options: ClusterOptions) -> Iterator[Cluster]:
             "pip install 'kdcache[cluster]', or leave out --cluster and --workers."
         ) from None
     with ExitStack() as stack:
-        stack.enter_context(_hushed("distributed"))
+        stack.enter_context(_hushed("distributed", "tornado"))
         address: Any = options.address
         if address is None:
             stack.enter_context(_started_quickly(distributed))
             # Bound to this machine: whoever reaches a scheduler can run code by it.
-            address = stack.enter_context(
-                distributed.LocalCluster(
+            try:
+                started = distributed.LocalCluster(
                     n_workers=options.workers,
                     threads_per_worker=THREADS_PER_WORKER,
                     host="127.0.0.1",
@@ -147,9 +148,18 @@ def open_cluster(options: ClusterOptions) -> Iterator[Cluster]:
                     memory_limit=0,
                     silence_logs=logging.CRITICAL,
                 )
-            )
+            except RuntimeError as error:
+                raise ClusterError(
+                    f"The {options.workers} workers do not start ({error}). A script of your own "
+                    f'must call this under if __name__ == "__main__", as each worker imports it.'
+                ) from error
+            address = stack.enter_context(started)
+        else:
+            _check_address(address)
         try:
-            client = stack.enter_context(distributed.Client(address, set_as_default=False))
+            client = stack.enter_context(
+                distributed.Client(address, set_as_default=False, timeout=CONNECT_SECONDS)
+            )
         except (OSError, ValueError) as error:
             raise ClusterError(
                 f"No dask scheduler answers at {options.address} ({error}). Start one with `dask "
@@ -158,11 +168,24 @@ def open_cluster(options: ClusterOptions) -> Iterator[Cluster]:
         yield _Dask(client)
 
 
+def _check_address(address: str) -> None:
+    """Refuse what can be no address: a client made of it would not go for a minute."""
+    comm: Any = import_module("distributed.comm")
+    try:
+        scheme, location = comm.parse_address(address)
+        comm.get_address_host_port(f"{scheme}://{location}")
+    except ValueError as error:
+        raise ConfigError(
+            f"--cluster {address} is no address of a dask scheduler ({error}). Say it as the "
+            f"scheduler does when it starts, e.g. tcp://node01:8786."
+        ) from None
+
+
 @contextmanager
 def _started_quickly(distributed: Any) -> Iterator[None]:
     """Workers are forks of one process that has imported what this one has of ours, with torch.
 
-    Each starts, and one in the place of a dead one, in a tenth of the time it takes to import torch.
+    So one starts, also in the place of a dead one, in a tenth of the time that importing takes.
     Only on Linux: the libraries of other systems do not bear a fork.
     """
     if not sys.platform.startswith("linux"):
@@ -178,15 +201,19 @@ def _started_quickly(distributed: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _hushed(name: str) -> Iterator[None]:
-    """What a library says of workers that come and go is for its authors; we say what matters."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _hushed(*packages: str) -> Iterator[None]:
+    """What libraries say of workers that come and go is for their authors; we say what matters."""
+    # By name: distributed gives some of its loggers a level of their own.
+    names = [n for n in logging.root.manager.loggerDict if n.partition(".")[0] in packages]
+    loggers = [logging.getLogger(name) for name in {*packages, *names}]
+    before = [(logger, logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in before:
+            logger.setLevel(level)
 
 
 def worker_number() -> int | None:
@@ -262,11 +289,13 @@ class _Job:
                 try:
                     # A result is with the worker until it is fetched, and may be lost with it.
                     result = future.result(timeout=RESULT_SECONDS)
-                except (OSError, CancelledError):
-                    self._again(item, future)
-                    continue
                 except distributed.KilledWorker:
                     self._count_death(item)
+                    self._again(item, future)
+                    continue
+                except (OSError, CancelledError):
+                    if future.status == "error":  # the work's own: a full disk, say
+                        raise
                     self._again(item, future)
                     continue
                 self._seconds.append(time.monotonic() - self._begun.pop(item))

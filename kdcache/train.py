@@ -33,6 +33,7 @@ from kdcache.checkpoint import (
 )
 from kdcache.config import StudentConfig, dump_config
 from kdcache.devices import find_device
+from kdcache.distill.binding import required_fields
 from kdcache.distill.losses import GroundTruthLoss
 from kdcache.distill.schedules import Clock
 from kdcache.distill.shared import check_shareable, part_counts
@@ -52,6 +53,7 @@ from kdcache.optim import ExponentialAverage, LearningRate, build_optimizer
 from kdcache.progress import Progress, silent
 from kdcache.selection import select
 from kdcache.store import Store, open_store
+from kdcache.store.index import INDEX
 from kdcache.stream.edges import check_edge_coverage
 from kdcache.stream.loader import Loader
 from kdcache.stream.neighbors import count_edges, further_neighbors, neighbors_for
@@ -136,12 +138,23 @@ def train_student(
 
 
 def run_identity(config: StudentConfig, store: Store) -> dict[str, str]:
-    """What must be the same for a run to be continued."""
-    digest = store.manifest.root_digest
+    """What must be the same for a run to be continued.
+
+    Of the store, what the run learns from: a teacher that is added meanwhile changes nothing.
+    """
+    digest = _learnt_from(config, store)
     for overlay in config.data.overlays:
         whole = digest + open_store(overlay.store).manifest.root_digest
         digest = hashlib.sha256(whole.encode()).hexdigest()
     return {"configuration": dump_config(config), "store": digest}
+
+
+def _learnt_from(config: StudentConfig, store: Store) -> str:
+    teachers = {name.partition("/")[0] for name in required_fields(config.terms, store.teachers)}
+    groups = ("structures/", *(f"teachers/{name}/" for name in sorted(teachers)))
+    listed = store.manifest.digests
+    used = [f"{name} {listed[name]}" for name in sorted(listed) if name.startswith(groups)]
+    return hashlib.sha256("\n".join([listed[INDEX], *used]).encode()).hexdigest()
 
 
 class Trainer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -21,6 +22,7 @@ class Squares:
         directory: where attempts are noted.
         deadly: numbers whose first attempt kills the process; always, where `again`.
         wrong: numbers that raise.
+        full: numbers whose result does not fit the disk.
         slow: numbers whose first attempt waits until somebody else has begun another.
     """
 
@@ -28,6 +30,7 @@ class Squares:
     deadly: tuple[int, ...] = ()
     again: bool = False
     wrong: tuple[int, ...] = ()
+    full: tuple[int, ...] = ()
     slow: tuple[int, ...] = ()
 
     def __call__(self) -> Callable[[int], int]:
@@ -41,6 +44,8 @@ class Squares:
             os.kill(os.getpid(), signal.SIGKILL)
         if number in self.wrong:
             raise TeacherError(f"{number} is not to be squared")
+        if number in self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{number}.square")
         while number in self.slow and n_attempts == 1 and self.attempts(str(number)) < 2:
             time.sleep(0.01)
         return number**2

@@ -64,6 +64,12 @@ def test_an_error_in_a_worker_is_raised_here_as_it_is(workers: Cluster, tmp_path
     assert collected(workers, Squares(tmp_path / "..")) == SQUARES
 
 
+def test_a_full_disk_of_a_worker_is_no_lost_result(workers: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        collected(workers, Squares(tmp_path, full=(7,)))
+    assert Squares(tmp_path).attempts("7") == 1
+
+
 def test_items_of_a_worker_that_dies_are_done_by_others(workers: Cluster, tmp_path: Path) -> None:
     work = Squares(tmp_path, deadly=(3, 11))
     assert collected(workers, work) == SQUARES
@@ -114,12 +120,26 @@ def test_workers_may_come_late_and_a_lost_scheduler_is_said(tmp_path: Path) -> N
 
 
 def test_a_scheduler_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    import dask
-
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.3)
     with (
-        dask.config.set({"distributed.comm.timeouts.connect": "300ms"}),
         pytest.raises(ClusterError, match=r"No dask scheduler answers at tcp://127\.0\.0\.1:9"),
         open_cluster(ClusterOptions(address="tcp://127.0.0.1:9")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("node01", "node01 is no address of a dask scheduler .*missing port number"),
+        ("http://node01:80", "unknown address scheme 'http'"),
+        ("tcp://node01:x", "is no address of a dask scheduler"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_at_once(address: str, message: str) -> None:
+    with (
+        pytest.raises(ConfigError, match=message),
+        open_cluster(ClusterOptions(address=address)),
     ):
         pass
 

@@ -300,6 +300,20 @@ def test_another_store_is_refused(store: Store, tmp_path: Path) -> None:
         train_student(other.path, tmp_path / "run", student())
 
 
+def test_a_teacher_that_is_added_meanwhile_does_not_end_a_run(store: Store, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.zarr"
+    shutil.copytree(store.path, mine)
+    (name,) = store.teachers
+    config = student(strategy="n2n")
+    terms = [term.model_copy(update={"teacher_name": name}) for term in config.terms]
+    config = config.model_copy(update={"terms": tuple(terms)})
+    train_student(mine, tmp_path / "run", config, stop_after=5)
+    dump(open_store(mine), make_teacher(tmp_path / "another"), name="another")
+    train_student(mine, tmp_path / "run", config)
+    train_student(store.path, tmp_path / "whole", config)
+    assert_equal_runs(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_model_without_checkpoint_is_not_overwritten(store: Store, tmp_path: Path) -> None:
     train_student(store.path, tmp_path / "run", student())
     shutil.rmtree(tmp_path / "run" / "state")

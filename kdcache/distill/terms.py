@@ -195,7 +195,9 @@ def origin_weight(batch: Batch, level: Level) -> Tensor | None:
 
 def _present(target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Features and weights by row, with zeros where the teacher has no such row."""
-    absent = target.flatten(1).isnan().any(dim=1)
+    absent = target.isnan()
+    if absent.dim() > 1:  # an energy has no channels
+        absent = absent.flatten(1).any(dim=1)
     present = (~absent).to(target.dtype)
     # A row of weight 0 must be a number: 0 times NaN would still be NaN.
     target = target.masked_fill(absent.reshape(-1, *[1] * (target.dim() - 1)), 0.0)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from kdcache.cluster import THREADS_PER_WORKER, worker_number
+from kdcache.devices import find_device
 from kdcache.dump.compute import ShardComputer, ShardRows
 from kdcache.dump.options import DumpOptions, TeacherSource, choose_fields, has_edges
 from kdcache.dump.software import software
@@ -106,19 +107,23 @@ class _ShardWork:
             self._room.put(ShardRows(writer.plan))
 
     def __call__(self, shard: int) -> ShardRecord:
-        with self._computing:
-            rows = self._room.get()
-            try:
-                self._computer.compute(shard, rows, self._reading, _nobody)
-            except DeviceError:
-                # A process whose GPU is lost cannot get it back: dask starts another in its place,
-                # and has the shard done again.
-                log.exception("this worker ends")
-                os._exit(1)
+        rows = self._room.get()
+        # Given back whatever happens: workers of a running cluster have other dumps before them.
         try:
+            with self._computing:
+                self._compute(shard, rows)
             return self._writer.write(shard, rows.arrays(), rows.failures)
         finally:
             self._room.put(rows)
+
+    def _compute(self, shard: int, rows: ShardRows) -> None:
+        try:
+            self._computer.compute(shard, rows, self._reading, _nobody)
+        except DeviceError:
+            # A process whose GPU is lost cannot get it back: dask starts another in its place, and
+            # has the shard done again.
+            log.exception("this worker ends")
+            os._exit(1)
 
 
 def _nobody(_: int) -> None:
@@ -129,10 +134,9 @@ def worker_device(name: str) -> str:
     """The device of this worker: of processes on one machine, each takes a GPU of its own.
 
     Raises:
-        ConfigError: one GPU named for several processes.
+        ConfigError: no such device here, or one GPU named for several processes.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = str(find_device(name, "--device"))
     number = worker_number()
     if number is None or not name.startswith("cuda"):
         return name

@@ -282,6 +282,17 @@ def open_store(
     kept = StoreCache.chosen(cache, cache_bytes) if files.is_remote else None
     if kept is not None:
         files = CachedFiles(files, kept, manifest.digests)
+    while True:
+        try:
+            return _open(files, manifest)
+        except StoreError:
+            # A dump may have added its teacher between our reading of two files.
+            before, manifest = manifest, read_manifest(files)
+            if manifest == before:
+                raise
+
+
+def _open(files: StoreFiles, manifest: Manifest) -> Store:
     n_structures = manifest.dataset.n_structures
     index = parse_index(
         _checked(files, INDEX, manifest, largest_index(n_structures)),

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,15 +37,19 @@ class Behaviour:
         raises: structures that raise, with their batch.
         nan: structures with one NaN in `node`.
         memory: most atoms that fit.
-        deadly: structures whose first computation kills the process.
+        deadly: structures whose first computation kills a process.
+        victim: which: "itself", "dump" for the one that started this worker, or its number.
         attempts: directory that a computation of a deadly structure is noted in.
+        seconds: that every batch takes, for those who kill it at a moment of their own.
     """
 
     raises: tuple[int, ...] = ()
     nan: tuple[int, ...] = ()
     memory: int = 10**9
     deadly: tuple[int, ...] = ()
+    victim: str = "itself"
     attempts: str = ""
+    seconds: float = 0.0
 
     def write(self, path: Path) -> Path:
         path.write_text(json.dumps(asdict(self)))
@@ -81,7 +87,8 @@ class Failing:
             if row in told.deadly:
                 (Path(told.attempts) / f"{row}.{uuid4().hex}").touch()
                 if len(list(Path(told.attempts).glob(f"{row}.*"))) == 1:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    os.kill(_process(told.victim), signal.SIGKILL)
+        time.sleep(told.seconds)
         if set(rows) & set(told.raises):
             raise ValueError("no parameters for this in /home/somebody/table.dat")
         self.batches.append(batch.n_atoms)
@@ -95,6 +102,14 @@ class Failing:
         energy = torch.zeros(batch.n_structures, dtype=torch.float64)
         energy.index_add_(0, batch.structure_index, x.double())
         return {"node": node, "edge": length, "energy": energy}
+
+
+def _process(victim: str) -> int:
+    if victim == "dump":
+        started = multiprocessing.parent_process()
+        assert started is not None
+        return int(started.pid)
+    return os.getpid() if victim == "itself" else int(victim)
 
 
 def load(path: str, *, device: str, dtype: torch.dtype, taps: Sequence[Tap]) -> Failing:
