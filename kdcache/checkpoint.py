@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from kdcache.config import parse_yaml
-from kdcache.errors import ConfigError, TrainingError
+from kdcache.errors import ConfigError, TrainingError, printable
 from kdcache.models import build_model
 from kdcache.models.potential import Normalizer, Potential
 from kdcache.store.shards import sync_directory, write_file
@@ -198,7 +198,7 @@ def _read_tensors(path: Path, problem: str = "cannot be read") -> dict[str, Tens
 def _line(value: object) -> str:
     """What a file or a library says, as the printable beginning of a line."""
     line = " ".join(str(value).split())[:150]
-    return "".join(c if c.isprintable() else "?" for c in line)
+    return printable(line)
 
 
 def _why_no_model(directory: Path) -> str:

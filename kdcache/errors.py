@@ -15,6 +15,11 @@ LISTED = 20
 LONGEST_LINE = 2000
 
 
+def printable(text: str) -> str:
+    """A text without what moves a terminal's cursor or changes its colours."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+
+
 class KdcacheError(Exception):
     """Base of every error that kdcache raises on purpose.
 
@@ -22,7 +27,7 @@ class KdcacheError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        line = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in message)
+        line = printable(message)
         super().__init__(line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…")
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from kdcache.errors import DataError, KdcacheError
+from kdcache.errors import DataError, KdcacheError, printable
 
 
 class ForbiddenGlobalError(DataError):
@@ -24,7 +24,7 @@ class ForbiddenGlobalError(DataError):
     """
 
     def __init__(self, name: str) -> None:
-        name = "".join(c if c.isprintable() else "?" for c in name[:100])
+        name = printable(name[:100])
         super().__init__(
             f"its pickle names {name}, which such a file has no use for and which could run code. "
             "Nothing of it was run: do not trust the file."
@@ -115,7 +115,7 @@ def load_restricted(data: bytes, allowed: Mapping[tuple[str, str], object]) -> o
     # A damaged pickle raises whatever its opcodes run into: EOFError, KeyError, TypeError, ...
     except Exception as error:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        reason = "".join(c if c.isprintable() else "?" for c in reason)
+        reason = printable(reason)
         raise DataError(f"it is no complete pickle ({reason}). Get the file again.") from error
 
 

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from ase.data import chemical_symbols
 
@@ -23,7 +22,6 @@ from kdcache.distill.binding import build_terms, student_taps
 from kdcache.distill.schedules import Clock
 from kdcache.distill.terms import Terms
 from kdcache.errors import ConfigError, DataError
-from kdcache.fields import Level
 from kdcache.models import build_model
 from kdcache.models.potential import Normalizer, Potential
 from kdcache.models.taps import Taps
@@ -205,15 +203,7 @@ def _field_rms(
                     values -= reference_totals(numbers, n_atoms, table)
                 else:
                     values -= table[numbers]
-            values = values[_given(store, teacher, store.spec(f"teachers/{name}").level, blocks)]
+            level, rows = store.spec(f"teachers/{name}").level, block_rows(store, blocks.tolist())
+            values = values[~store.failed_rows(f"teachers/{teacher}", level, rows)]
             found[name] = float(np.sqrt((values**2).mean())) if len(values) else math.nan
     return found
-
-
-def _given(
-    store: Store, teacher: str, level: Level, blocks: npt.NDArray[np.intp]
-) -> npt.NDArray[np.bool_]:
-    """[n_rows] of some blocks: rows of structures that the teacher did not fail on."""
-    rows = block_rows(store, blocks.tolist())
-    failed = np.isin(rows, store.failures(teacher).row)
-    return ~np.repeat(failed, store.plans[f"teachers/{teacher}"].counts(level)[rows])

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from kdcache.config.settings import StudentConfig
-from kdcache.errors import ConfigError, did_you_mean
+from kdcache.errors import ConfigError, did_you_mean, printable
 
 Layer = Mapping[str, object]
 ConfigType = TypeVar("ConfigType", bound=BaseModel)
@@ -144,7 +144,7 @@ def validate(settings: object, schema: type[ConfigType], where: str) -> ConfigTy
     except ValidationError as error:
         problem = _first_problem(error, schema)
         # Keys and texts of the file stand in it.
-        line = "".join(c if c.isprintable() else "?" for c in problem)
+        line = printable(problem)
         raise ConfigError(f"{where}: {_cut(line, 1000)}.") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: a value is nested too deeply.") from error
@@ -237,7 +237,7 @@ def _count_nodes(node: yaml.Node | None, known: dict[int, int], depth: int) -> i
 
 def _plain_line(error: Exception) -> str:
     line = " ".join(str(error).split()) or type(error).__name__
-    return _cut("".join(c if c.isprintable() else "?" for c in line), 300)
+    return _cut(printable(line), 300)
 
 
 def _cut(text: str, longest: int = 120) -> str:

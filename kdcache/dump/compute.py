@@ -24,7 +24,7 @@ from kdcache.store.failures import one_line
 from kdcache.stream.reader import WindowReader
 from kdcache.stream.searched import lists_read_once
 from kdcache.stream.window import Array, Window, atom_bounded, make_batch
-from kdcache.structures import Batch
+from kdcache.structures import Batch, IntArray
 from kdcache.teachers import Teacher
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ class ShardComputer:
     ) -> None:
         self._store = store
         self._teacher = teacher
-        self._specs = specs
+        self._asked = [spec for spec in specs if spec not in GRAPH_FIELDS]
+        self._lists = GRAPH_FIELDS if has_edges(specs) else ()
         self._options = options
         self._device = device
         self.neighbors, further = lists_read_once(
@@ -127,10 +128,9 @@ class ShardComputer:
         for window in self._windows(shard, reading):
             for run in atom_bounded(window.n_atoms, self._options.max_atoms):
                 for part, fields in self._fields(window, run, rows.failures):
-                    for spec in self._specs:
-                        if spec not in GRAPH_FIELDS:
-                            rows.append(spec, self._stored(window, part, spec, fields))
-            for spec in GRAPH_FIELDS if has_edges(self._specs) else ():
+                    for spec in self._asked:
+                        rows.append(spec, self._stored(window, part, spec, fields))
+            for spec in self._lists:
                 # The lists the batches were cut from, so rows belong to edges by construction.
                 rows.append(spec, window.arrays[spec.name].astype(spec.dtype))
             advance(len(window.rows))
@@ -196,9 +196,7 @@ class ShardComputer:
         batch = make_batch([window.gather(np.arange(run.start, run.stop))])
         said = self._teacher.compute(batch.to(self._device))
         fields = {}
-        for spec in self._specs:
-            if spec in GRAPH_FIELDS:
-                continue
+        for spec in self._asked:
             values, shape = said[spec.name], [_n_rows(batch, spec.level), *spec.shape]
             if list(values.shape) != shape:
                 raise TeacherError(
@@ -212,9 +210,7 @@ class ShardComputer:
     def _stored(self, window: Window, part: slice, spec: FieldSpec, fields: Fields | None) -> Array:
         if fields is not None:
             return fields[spec.name].numpy()
-        counts = {"atom": window.n_atoms, "edge": window.n_edges}.get(spec.level)
-        n_rows = 1 if counts is None else int(counts[part].sum())
-        return np.zeros((n_rows, *spec.shape), spec.dtype)
+        return np.zeros((len(_owners(window, part, spec.level)), *spec.shape), spec.dtype)
 
     def _check_finite(
         self, window: Window, run: slice, fields: Fields, failures: dict[int, str]
@@ -222,16 +218,12 @@ class ShardComputer:
         """Name the structures of a batch with values that are not finite."""
         if self._options.on_nonfinite == "zero":
             return
-        for spec in self._specs:
-            values = fields.get(spec.name)
-            if values is None or not values.is_floating_point() or _is_finite(values):
+        for spec in self._asked:
+            values = fields[spec.name]
+            if not values.is_floating_point() or _is_finite(values):
                 continue
             wrong = ~values.flatten(1).isfinite().all(1) if values.dim() > 1 else ~values.isfinite()
-            counts = {"atom": window.n_atoms, "edge": window.n_edges}.get(spec.level)
-            owner = np.arange(run.start, run.stop)
-            if counts is not None:
-                owner = np.repeat(owner, counts[run])
-            for place in np.unique(owner[wrong.numpy()]):
+            for place in np.unique(_owners(window, run, spec.level)[wrong.numpy()]):
                 failures.setdefault(int(window.rows[place]), f"{spec.name} is not finite")
 
     def _make_room(self, n_edges: int) -> None:
@@ -253,6 +245,13 @@ class ShardComputer:
             f"failed on it ({reason}). There would be no features of it. Leave it out of the "
             f"dataset, or record it as failed and go on (--on-error skip)."
         )
+
+
+def _owners(window: Window, part: slice, level: Level) -> IntArray:
+    """[n_rows] place in the window of the structure that every row of a level belongs to."""
+    places = np.arange(part.start, part.stop)
+    counts = {"atom": window.n_atoms, "edge": window.n_edges}.get(level)
+    return places if counts is None else np.repeat(places, counts[part])
 
 
 def _is_memory_full(error: Exception) -> bool:

@@ -32,6 +32,7 @@ from kdcache.fields import FieldSpec
 from kdcache.progress import Advance, Progress, silent
 from kdcache.store import GroupWriter, Store, TeacherEntry, add_teacher, open_store
 from kdcache.store.failures import Failures
+from kdcache.store.files import disk_size
 from kdcache.store.location import local_path
 from kdcache.stream.neighbors import count_edges
 from kdcache.teachers import Teacher
@@ -208,7 +209,7 @@ def _report(
     return DumpReport(
         n_structures=len(store.index),
         n_atoms=int(store.index.n_atoms.sum()),
-        n_bytes=_disk_size(path / "teachers" / name),
+        n_bytes=disk_size(path / "teachers" / name),
         seconds=time.perf_counter() - started,
         computed=_n_structures(store, computed),
         failed=dict(zip(failures.structure_id.tolist(), failures.reason.tolist(), strict=True)),
@@ -229,7 +230,3 @@ def _entry(teacher: Teacher, specs: Sequence[FieldSpec], options: DumpOptions) -
         licence=options.licence,
         software=software(every=options.all_software),
     )
-
-
-def _disk_size(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from kdcache.errors import DataError, UnitError
+from kdcache.errors import DataError, UnitError, printable
 from kdcache.readers.units import UnitFactors, unit_factors
 from kdcache.structures import Structure
 
@@ -110,7 +110,7 @@ def unreadable(path: Path, format_name: str, error: Exception) -> DataError:
 def reason_of(error: Exception) -> str:
     """What a library says of a damaged file, in one printable line of bounded length."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    return shown("".join(c if c.isprintable() else "?" for c in reason), 300)
+    return shown(printable(reason), 300)
 
 
 def shown(text: str, longest: int = 40) -> str:

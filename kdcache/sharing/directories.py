@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from kdcache.errors import StoreError, naming
 from kdcache.sharing.shipment import Parcel, Shipment
 from kdcache.sharing.transfer import DamagedError, Moved, checked
-from kdcache.store.files import READ_AT_ONCE, inside
+from kdcache.store.files import READ_AT_ONCE, disk_size, inside
 from kdcache.store.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.store.reader import open_store
 from kdcache.store.remote import NoRanges
@@ -198,9 +198,7 @@ def _refuse_foreign(incoming: Path) -> None:
 
 
 def _check_room(path: Path, incoming: Path, n_bytes: int) -> None:
-    there = 0
-    if incoming.is_dir():
-        there = sum(file.stat().st_size for file in incoming.rglob("*") if file.is_file())
+    there = disk_size(incoming) if incoming.is_dir() else 0
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(folder).free
     if n_bytes - there > free:

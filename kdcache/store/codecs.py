@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc
 
-from kdcache.errors import StoreError
+from kdcache.errors import StoreError, printable
 from kdcache.fields import FieldSpec
 from kdcache.store.halves import convert, tiles
 
@@ -90,7 +90,7 @@ def stored_dtype(spec: FieldSpec) -> np.dtype[Any]:
     """
     if spec.dtype not in DTYPES:
         # What it says comes from a file.
-        said = "".join(c if c.isprintable() else "?" for c in spec.dtype[:40])
+        said = printable(spec.dtype[:40])
         raise StoreError(f"Field {spec.name} has dtype {said}; a store keeps {', '.join(DTYPES)}.")
     if spec.codec == "exact":
         return np.dtype(spec.dtype).newbyteorder("<")

@@ -170,6 +170,11 @@ class LocalFiles:
             raise named(self._missing or error, where) from None
 
 
+def disk_size(directory: Path) -> int:
+    """Bytes of all files in a directory and below."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
 def inside(name: str) -> str:
     """A name that stays within the store.
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import StoreError, did_you_mean
-from kdcache.fields import FieldSpec
+from kdcache.errors import StoreError, did_you_mean, printable
+from kdcache.fields import FieldSpec, Level
 from kdcache.store import identity, records
 from kdcache.store.arrays import ArrayReader, fitting
 from kdcache.store.cache import CachedFiles, StoreCache
@@ -72,6 +72,7 @@ class Store:
     _plans: dict[str, BlockPlan] = field(repr=False)
     _groups: dict[str, dict[str, FieldSpec]] = field(repr=False)
     _arrays: dict[str, ArrayReader] = field(repr=False)
+    _failed: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -144,6 +145,26 @@ class Store:
                 f"teacher failed on. Fetch it again."
             ) from None
         return parse_failures(content, self.files.where(name), n_failed, self.index)
+
+    def failed_rows(
+        self, group: str, level: Level, rows: slice | npt.NDArray[np.integer[Any]]
+    ) -> npt.NDArray[np.bool_]:
+        """[n_rows] which rows of a level belong to structures that the group's teacher failed on.
+
+        Args:
+            group: "structures", where there are none, or "teachers/<name>".
+            level: whose rows are meant.
+            rows: of structures, in store order.
+
+        Raises:
+            StoreError: as `failures`, whose file is read once.
+        """
+        if group not in self._failed:
+            failed = np.zeros(len(self), bool)
+            if group != "structures":
+                failed[self.failures(group.removeprefix("teachers/")).row] = True
+            self._failed[group] = failed
+        return np.repeat(self._failed[group][rows], self._plans[group].counts(level)[rows])
 
     def read(
         self,
@@ -407,13 +428,9 @@ def _check_document(files: StoreFiles, name: str, expected: Json) -> None:
         raise StoreError(f"{file} describes no array. Fetch it again.")
     key = next(k for k in sorted({*expected, *found}) if expected.get(k) != found.get(k))
     raise StoreError(
-        f"{file} has {_printable(key)} {_short(found.get(key))}, the manifest gives "
+        f"{file} has {printable(key[:80])} {_short(found.get(key))}, the manifest gives "
         f"{_short(expected.get(key))}. Other readers would read other values. Fetch it again."
     )
-
-
-def _printable(key: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in key[:80])
 
 
 def _short(value: object) -> str:

@@ -23,6 +23,7 @@ from kdcache.progress import Progress, silent
 from kdcache.store.codecs import OnOverflow
 from kdcache.store.copy_shards import CopyShards, GroupCopy
 from kdcache.store.create import add_teacher, create_store
+from kdcache.store.files import disk_size
 from kdcache.store.index import StoreIndex
 from kdcache.store.layout import BlockPlan
 from kdcache.store.location import local_path
@@ -151,7 +152,7 @@ def write_rewrite(
             )
             _write_group(writer, teacher.copy, cluster, progress)
     manifest = read_manifest(path)
-    n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    n_bytes = disk_size(path)
     os.rename(path, target)
     sync_directory(target.parent)
     return RewriteReport(manifest, n_bytes, time.perf_counter() - started, rewrite.notes)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from kdcache.cluster import Cluster, Here
 from kdcache.errors import StoreError
-from kdcache.fields import ENERGY, FORCES, FieldSpec
+from kdcache.fields import ENERGY, FORCES, FieldSpec, Level
 from kdcache.progress import Progress, silent
 from kdcache.store.codecs import FLOATS, channels
 from kdcache.store.metadata import Json
@@ -262,21 +262,13 @@ def _values(store: Store, shard: int) -> Iterator[tuple[Quantity, Array]]:
 def _present(store: Store, name: str, block: int) -> Array:
     """Rows of a block, without those of structures that the teacher failed on."""
     values = store.read(name, [block])
-    kept = _kept(store, name.rpartition("/")[0], block)
-    if kept.all():
-        return values
-    group, spec = name.rpartition("/")[0], store.spec(name)
-    plan = store.plans[group]
-    return values[np.repeat(kept, plan.counts(spec.level)[plan.block_structures(block)])]
+    gone = _gone(store, name, store.spec(name).level, block)
+    return values[~gone] if gone.any() else values
 
 
-def _kept(store: Store, group: str, block: int) -> npt.NDArray[np.bool_]:
+def _gone(store: Store, name: str, level: Level, block: int) -> npt.NDArray[np.bool_]:
     rows = store.plan.block_structures(block)
-    kept = np.ones(rows.stop - rows.start, bool)
-    if group != "structures" and store.teachers[group.partition("/")[2]].n_failed:
-        failed = store.failures(group.partition("/")[2]).row
-        kept[failed[(failed >= rows.start) & (failed < rows.stop)] - rows.start] = False
-    return kept
+    return store.failed_rows(name.rpartition("/")[0], level, rows)
 
 
 def _derived(store: Store, quantity: Quantity, block: int, values: Array) -> Array:
@@ -285,7 +277,7 @@ def _derived(store: Store, quantity: Quantity, block: int, values: Array) -> Arr
         return norm
     if quantity.kind == "per atom":
         n_atoms = store.index.n_atoms[store.plan.block_structures(block)]
-        return values / n_atoms[_kept(store, quantity.field.rpartition("/")[0], block)]
+        return values / n_atoms[~_gone(store, quantity.field, "structure", block)]
     return values
 
 

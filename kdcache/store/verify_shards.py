@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from kdcache.errors import StoreError
 from kdcache.fields import EDGE_INDEX, EDGE_SHIFT, FieldSpec
@@ -115,7 +114,8 @@ def _check_block(store: Store, name: str, spec: FieldSpec, block: int) -> None:
     if spec.dtype in FLOATS and len(values):
         wrong = np.isinf(values) if may_be_nan else ~np.isfinite(values)
         if wrong.any():
-            wrong &= ~_of_failed(store, group, spec, block).reshape(-1, *(1,) * (wrong.ndim - 1))
+            failed = store.failed_rows(group, spec.level, store.plan.block_structures(block))
+            wrong &= ~failed.reshape(-1, *(1,) * (wrong.ndim - 1))
         if wrong.any():
             raise StoreError(f"{name}, block {block}: {int(wrong.sum())} values are not finite")
     if spec.name == "edge_index" and len(values):
@@ -124,17 +124,6 @@ def _check_block(store: Store, name: str, spec: FieldSpec, block: int) -> None:
         limit = np.repeat(plan.n_atoms[rows], plan.n_edges[rows])
         if values.min() < 0 or (values >= limit[:, None]).any():
             raise StoreError(f"{name}, block {block}: an edge names an atom its structure lacks")
-
-
-def _of_failed(store: Store, group: str, spec: FieldSpec, block: int) -> npt.NDArray[Any]:
-    """[n_rows of the block] rows of structures the teacher gave nothing for."""
-    plan = store.plans[group]
-    rows = plan.block_structures(block)
-    failed = np.zeros(rows.stop - rows.start, bool)
-    if group != "structures":
-        row = store.failures(group.partition("/")[2]).row
-        failed[row[(row >= rows.start) & (row < rows.stop)] - rows.start] = True
-    return np.repeat(failed, plan.counts(spec.level)[rows])
 
 
 def _own_edges_problem(store: Store, teacher: str, block: int) -> str:

@@ -62,15 +62,9 @@ class WindowReader:
     dtype: npt.DTypeLike = np.float32
     keep_half: bool = False
     _fields: FieldReads = field(init=False, repr=False, compare=False)
-    _failed: dict[str, npt.NDArray[np.bool_]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._fields = FieldReads(self.store)
-        self._failed = {}
-        for teacher in {name.rpartition("/")[0] for name in self.teacher_fields}:
-            if self.store.teachers[teacher].n_failed:
-                self._failed[teacher] = np.zeros(len(self.store), bool)
-                self._failed[teacher][self.store.failures(teacher).row] = True
 
     def read(self, blocks: IntArray) -> Window:
         """The structures of `blocks`, in store order."""
@@ -120,10 +114,9 @@ class WindowReader:
             spec = self.store.spec(f"teachers/{name}")
             array = self._fields.read(f"teachers/{name}", chosen)
             teacher = name.rpartition("/")[0]
-            if teacher in self._failed:
+            if self.store.teachers[teacher].n_failed:
                 # NaN whatever the codec: whole numbers have none.
-                counts = self.store.plans[f"teachers/{teacher}"].counts(spec.level)[rows]
-                array[np.repeat(self._failed[teacher][rows], counts)] = np.nan
+                array[self.store.failed_rows(f"teachers/{teacher}", spec.level, rows)] = np.nan
             in_ev = spec.unit == "eV"
             arrays[name] = _less(array, reference, spec.level) if in_ev else array
             levels[name] = spec.level

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.errors import KdcacheError, TeacherError
+from kdcache.errors import KdcacheError, TeacherError, printable
 from kdcache.pickles import ForbiddenGlobalError, Function, Record, refused_name
 
 
@@ -64,7 +64,7 @@ def read_torch_file(path: str | Path, *, allow_pickle: bool = False) -> Any:
 
 def _unreadable(path: Path, error: Exception) -> TeacherError:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    reason = "".join(c if c.isprintable() else "?" for c in first)
+    reason = printable(first)
     return TeacherError(f"{path} is no complete file of torch.save ({reason[:100]}). Get it again.")
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from tests.store.serving import FileServer, _Handler
+from tests.store.serving import FileServer, _Handler, running
 
 
 class CountingServer(FileServer):
@@ -71,15 +70,6 @@ class _CountingHandler(_Handler):
         self.wfile.write = counted_write  # type: ignore[method-assign]
 
 
-@contextmanager
-def counted(root: Path) -> Iterator[CountingServer]:
+def counted(root: Path) -> AbstractContextManager[CountingServer]:
     """A running server of a folder."""
-    server = CountingServer(root)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return running(CountingServer(root))

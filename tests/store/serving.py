@@ -7,10 +7,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -53,10 +53,17 @@ class FileServer(ThreadingHTTPServer):
         return sum(n for (method, p), n in self.requests.items() if method == "GET" and path in p)
 
 
-@contextmanager
-def served(root: Path) -> Iterator[FileServer]:
+Server = TypeVar("Server", bound=ThreadingHTTPServer)
+
+
+def served(root: Path) -> AbstractContextManager[FileServer]:
     """A running server of a folder."""
-    server = FileServer(root)
+    return running(FileServer(root))
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """A server that answers until the block ends."""
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
