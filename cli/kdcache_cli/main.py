@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 import click
 
-from kdcache.errors import KdcacheError, did_you_mean
+from kdcache.allocator import keep_freed_memory
+from kdcache.errors import KdcacheError, did_you_mean, printable
 
 # name: (module, function, line in the list of commands)
 COMMANDS = {
@@ -140,7 +141,7 @@ class LazyGroup(click.Group):
 
 
 def _fail(message: str) -> NoReturn:
-    click.secho(f"kdcache: {message}", err=True, fg="red")
+    click.secho(f"kdcache: {printable(message)}", err=True, fg="red")
     sys.exit(2)
 
 
@@ -168,3 +169,4 @@ def main(verbose: bool) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s"
     )
+    keep_freed_memory()

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kdcache.allocator import keep_freed_memory
 from kdcache.cluster import THREADS_PER_WORKER, worker_number
 from kdcache.devices import find_device
 from kdcache.dump.compute import ShardComputer, ShardRows
@@ -66,6 +67,7 @@ class PrepareDump:
                 f"A worker does not see {path}. Workers write the store themselves: give a path "
                 f"that every machine of the cluster sees."
             )
+        keep_freed_memory()
         if self.options.compute_threads is not None:
             torch.set_num_threads(self.options.compute_threads)
         device = worker_device(self.options.device)
