@@ -87,9 +87,6 @@ def make(name: str, size: str) -> tuple[nn.Module, EnergyForces]:
     model, compute = own(build_model({"name": f"{preset}-{size}"}), size)
     if variant == "bf16":
         return model, under_bf16(compute)
-    # Compiled where the model stands, so that its parameters are those of the optimizer.
-    if variant == "compiled":
-        model.compile(dynamic=True)
     return model, compute
 
 
@@ -117,13 +114,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gemnet", action="store_true", help="GemNet-OC as well, which is slow")
     parser.add_argument("--bf16", action="store_true", help="PaiNN in bfloat16 as well")
-    parser.add_argument("--compile", action="store_true", help="PaiNN compiled as well")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     names = ["schnet", "torch_geometric_schnet", "painn_direct", "painn_gradient"]
     names += ["painn_direct bf16"] if options.bf16 else []
-    names += ["painn_direct compiled"] if options.compile else []
     names += ["gemnet"] if options.gemnet else []
     try:
         schnetpack_painn("coll")

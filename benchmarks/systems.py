@@ -13,10 +13,10 @@ from kdcache.structures import Batch, Structure
 N_STRUCTURES = {"oc20": 4, "coll": 32}
 
 
-def model_batch(model: Model, size: str) -> Batch:
+def model_batch(model: Model, size: str, n_structures: int | None = None) -> Batch:
     """The batch of a size, "oc20" or "coll", with the neighbour lists the model wants."""
     make = slabs if size == "oc20" else molecules
-    structures, tags = make(N_STRUCTURES[size])
+    structures, tags = make(n_structures or N_STRUCTURES[size])
     batch = collate(structures, model.graph_rule, further=model.further_graphs)
     batch.tags = torch.tensor(np.concatenate(tags), dtype=torch.uint8)
     return batch

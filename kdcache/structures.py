@@ -207,7 +207,8 @@ class Batch:
 
     @property
     def n_atoms(self) -> int:
-        return len(self.atomic_numbers)
+        # No len(): it would make a number of what a tracer keeps open.
+        return self.atomic_numbers.shape[0]
 
     @property
     def n_edges(self) -> int:

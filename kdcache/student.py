@@ -14,17 +14,17 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
-import torch
 from ase.data import chemical_symbols
 
 from kdcache.config import StudentConfig, read_yaml
 from kdcache.distill.binding import build_terms, student_taps
 from kdcache.distill.schedules import Clock
 from kdcache.distill.terms import Terms
-from kdcache.errors import ConfigError, DataError
+from kdcache.errors import DataError
 from kdcache.models import build_model
 from kdcache.models.potential import Normalizer, Potential
 from kdcache.models.taps import Taps
+from kdcache.models.traced import TracedModel
 from kdcache.readers import ReadOptions, read_structures
 from kdcache.references import fit_references, isolated_references, parse_references
 from kdcache.selection import Selection, composition, elements_of
@@ -123,15 +123,9 @@ def build_store_terms(
     """The configured terms, bound to the student's fields and taps and the store's teachers.
 
     Raises:
-        ConfigError: a teacher, field or module that does not exist, two that cannot be compared,
-            or a tap on a student that is to be compiled.
+        ConfigError: a teacher, field or module that does not exist, or two that cannot be compared.
     """
     taps = student_taps(config.terms)
-    if taps and config.training.compile:
-        raise ConfigError(
-            f"A term compares {taps[0].path}, inside the student, and training.compile is on: a "
-            f"compiled model does not tell what its modules return. Leave compile out."
-        )
     fields = {name: store.fields(f"teachers/{name}") for name in store.teachers}
     return build_terms(
         config.terms,
@@ -147,18 +141,13 @@ def stepping_student(potential: Potential, config: StudentConfig) -> Callable[[B
     """What training calls on a batch: the potential, compiled or with its taps where asked for.
 
     Raises:
-        ConfigError: a student whose forces are gradients is to be compiled.
+        ConfigError: a student that cannot be compiled is to be; of some, at the first batch.
     """
-    if config.training.compile:
-        if potential.model.conservative:
-            raise ConfigError(
-                f"training.compile is on, and the forces of {potential.model.name} are gradients: "
-                "a loss on them differentiates twice, which compiled code cannot. Leave compile "
-                "out, or take direct forces where the model has them."
-            )
-        return torch.compile(potential, dynamic=True)
     taps = student_taps(config.terms)
-    return TappedPotential(potential, taps) if taps else potential
+    tapped = TappedPotential(potential, taps) if taps else potential
+    if not config.training.compile:
+        return tapped
+    return TracedModel(tapped, potential.model)
 
 
 class TappedPotential:

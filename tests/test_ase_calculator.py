@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,20 @@ def test_what_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
         atoms.get_forces()
     with pytest.raises(TrainingError, match="holds no trained model"):
         kdcache.calculator(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("default")  # torch's compiler warns about itself
+def test_a_compiled_calculator_gives_the_same_along_a_trajectory(tmp_path: Path) -> None:
+    save_potential(tmp_path, make_potential({**GRADIENT, "num_layers": 1}, dtype=torch.float64))
+    eager, compiled = kdcache.calculator(tmp_path), kdcache.calculator(tmp_path, compile=True)
+    for structure in structures(3):
+        atoms = as_atoms(structure)
+        atoms.calc = compiled
+        dynamics = VelocityVerlet(atoms, 0.2 * units.fs)
+        for _ in range(3):
+            dynamics.run(1)
+            other = atoms.copy()
+            other.calc = eager
+            np.testing.assert_allclose(atoms.get_forces(), other.get_forces(), atol=1e-10)
+            assert atoms.get_potential_energy() == pytest.approx(other.get_potential_energy())

@@ -218,15 +218,3 @@ def test_taps_that_do_not_fit_the_student_are_refused(
     ]
     with pytest.raises(ConfigError, match=message):
         trainer(store, tmp_path, student(f"terms=[{', '.join(terms)}]"))
-
-
-def test_a_tap_on_a_compiled_student_is_refused(store: Store, tmp_path: Path) -> None:
-    term = f"{{name: t, student: node/a=message_layers.0, teacher: node, {PROJECTED}}}"
-    with pytest.raises(ConfigError, match=r"compares message_layers\.0, inside .*compile is on"):
-        trainer(store, tmp_path, student(f"terms=[{term}]", "training.compile=true"))
-
-
-def test_gradient_forces_on_a_compiled_student_are_refused(store: Store, tmp_path: Path) -> None:
-    config = student("training.compile=true", "model.direct_forces=false")
-    with pytest.raises(ConfigError, match=r"compile is on, and the forces of painn are gradients"):
-        trainer(store, tmp_path, config)

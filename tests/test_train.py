@@ -26,6 +26,8 @@ from tests.chain import structures as small_structures
 
 Weights = dict[str, torch.Tensor]
 
+INNER = "{name: t, student: node/a=message_layers.0, teacher: node, student_projection: linear}"
+
 
 @pytest.fixture(scope="module")
 def store(taught_store: Store) -> Store:
@@ -256,10 +258,17 @@ def test_other_precisions_follow_float32(
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("default")  # torch's compiler warns about itself
-def test_a_compiled_run_follows_an_eager_one(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "more"),
+    [("n2n", ()), ("control", ("model.direct_forces=false", f"terms=[{INNER}]"))],
+    ids=["direct", "gradient-tapped"],
+)
+def test_a_compiled_run_follows_an_eager_one(
+    strategy: str, more: tuple[str, ...], store: Store, tmp_path: Path
+) -> None:
     for name in ("true", "false"):
-        settings = (f"training.compile={name}", "training.max_steps=2", "model.num_layers=1")
-        config = student(*settings, strategy="n2n")
+        settings = (f"training.compile={name}", "training.max_steps=2", "model.num_layers=1", *more)
+        config = student(*settings, strategy=strategy)
         train_student(store.path, tmp_path / name, config)
     one, other = ([float(v) for v in loss_curve(tmp_path / name)] for name in ("true", "false"))
     assert one == pytest.approx(other, rel=1e-4)

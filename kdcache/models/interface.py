@@ -39,11 +39,14 @@ class Model(nn.Module):
         name: its name in the entry-point group kdcache.models.
         hyperparameter_type: the class of its hyperparameters.
         hyperparameters: its own.
+        compiles: its operations depend on the sizes of a batch, not on values in it, so that
+            `kdcache.models.traced` can compile it.
         conservative: forces are the energy's negative gradient, so a forward pass needs autograd.
     """
 
     name: ClassVar[str]
     hyperparameter_type: ClassVar[type[Hyperparameters]]
+    compiles: ClassVar[bool] = True
     hyperparameters: Hyperparameters
     conservative: bool
 

@@ -85,7 +85,7 @@ class Message(nn.Module):
         scalars, along, outward = filtered.split(self.hidden_channels, dim=-1)
         message = edges.direction * outward
         if vector is None:
-            axes = x.new_zeros(3, len(x), self.hidden_channels)
+            axes = x.new_zeros(3, x.shape[0], self.hidden_channels)
         else:
             axes = vector.transpose(0, 1)
             # Scaled on atoms, which are fewer than edges.

@@ -6,7 +6,7 @@ eat the digits of float32; they are added in float64, at prediction only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -99,17 +99,23 @@ class Potential(nn.Module):
             forces = forces * units.force_scale
         return ModelOutput(energy, forces, atomic_energy, output.features)
 
-    def predict(self, batch: Batch) -> ModelOutput:
+    def predict(
+        self, batch: Batch, compute: Callable[[Batch], ModelOutput] | None = None
+    ) -> ModelOutput:
         """Total energies and atomic energies in float64 with the references, forces in eV/Å.
 
         Without a graph, also where forces are gradients.
+
+        Args:
+            batch: edges by `graph_rule`.
+            compute: what computes in its place, a compiled form of it.
 
         Raises:
             DataError: an element without a reference or without an embedding.
         """
         self.check_elements(batch.atomic_numbers)
         with torch.no_grad():
-            output: ModelOutput = self(batch)
+            output: ModelOutput = (compute or self)(batch)
             table = self._reference_table.to(batch.atomic_numbers.device)
             reference = table.index_select(0, batch.atomic_numbers)
             total = torch.zeros_like(output.energy, dtype=torch.float64)

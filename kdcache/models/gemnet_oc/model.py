@@ -82,6 +82,7 @@ class GemNetOC(SharedInputs):
 
     name: ClassVar[str] = "gemnet-oc"
     hyperparameter_type: ClassVar[type[Hyperparameters]] = GemNetOCHyperparameters
+    compiles: ClassVar[bool] = False  # how many triplets there are is found in the edges
 
     def __init__(
         self, hyperparameters: GemNetOCHyperparameters, generator: torch.Generator | None = None
