@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from kdcache.errors import printable
 from kdcache_cli.options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
@@ -88,7 +89,7 @@ def audit_command(store: Path | str, report_path: Path | None, **values: Any) ->
     for line in _lines(report):
         click.echo(line)
     for problem in report.problems:
-        click.secho(f"wrong: {problem}", err=True, fg="red")
+        click.secho(f"wrong: {printable(problem)}", err=True, fg="red")
     if report.problems:
         click.echo(
             f"kdcache: {store}: {len(report.problems)} of {len(report.fields)} fields of "
@@ -124,7 +125,10 @@ def _fields(report: Any) -> str:
 
 
 def _lines(report: Any) -> list[str]:
-    lines = [f"{report.n_structures} of {report.n_in_store} structures computed once more"]
+    lines = [
+        f"{report.n_structures} of {report.n_in_store} structures computed once more, which may "
+        f"change values by {report.tolerance:.0e} of their size"
+    ]
     if report.n_left_out:
         lines[0] += f"; {report.n_left_out} the teacher failed on are left out"
     if report.is_same_teacher:

@@ -101,7 +101,7 @@ def augment_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     from kdcache.devices import find_device
     from kdcache.dump import DumpOptions, choose_fields
     from kdcache.ingest import ImportOptions
-    from kdcache.store.manifest import check_name
+    from kdcache.store.entries import check_name
 
     read = read_options(values)
     refuse_runs(data)

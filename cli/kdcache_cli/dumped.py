@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kdcache.errors import printable
 from kdcache_cli.tables import size, table
 
 SHOWN_FAILURES = 5
@@ -46,7 +47,8 @@ def report_dump(report: Any) -> str:
 def _failed(reasons: Mapping[str, str]) -> list[str]:
     if not reasons:
         return []
-    shown = [f"  {name}: {reason}" for name, reason in list(reasons.items())[:SHOWN_FAILURES]]
+    first = list(reasons.items())[:SHOWN_FAILURES]
+    shown = [printable(f"  {name}: {reason}") for name, reason in first]
     more = [f"  and {len(reasons) - len(shown)} more"] if len(reasons) > len(shown) else []
     return [
         f"the teacher failed on {len(reasons)} structures, left without features:",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, printable
 from kdcache_cli.options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
@@ -63,7 +63,7 @@ def import_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
 def report_store(store: Any) -> None:
     """Say what was read, and how."""
     for note in store.manifest.dataset.notes:
-        click.echo(note)
+        click.echo(printable(note))
     n_bytes = sum(path.stat().st_size for path in store.path.rglob("*") if path.is_file())
     click.echo(
         f"{store.path}: {len(store.index)} structures, {int(store.index.n_atoms.sum())} atoms, "

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, printable
 from kdcache.fields import CODECS
 from kdcache_cli.dumped import names
 from kdcache_cli.importing import report_store
@@ -138,4 +138,4 @@ def import_nvalchemi_command(labelled: Path, output: Path, **values: Any) -> Non
     click.echo(f"teacher {options.name}: {fields}; which model it was, the file does not say")
     left_out = LabelledFile(labelled).left_out
     if left_out:
-        click.echo(f"left out: {', '.join(left_out)}")
+        click.echo(printable(f"left out: {', '.join(left_out)}"))

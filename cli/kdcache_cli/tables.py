@@ -1,12 +1,15 @@
-"""Plain-text tables for the terminal."""
+"""Plain-text tables for the terminal, whoever wrote what stands in them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kdcache.errors import printable
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned: the first to the left, the others to the right."""
+    header, *rows = ([printable(cell) for cell in row] for row in [header, *rows])
     widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

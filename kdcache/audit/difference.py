@@ -6,6 +6,7 @@ with the rows of a sample, not with their width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,9 @@ HALF_RELATIVE = 2.0**-11  # half a step of float16
 HALF_ABSOLUTE = 2.0**-25  # below its smallest normal number
 # The recorded error is of the whole field; that of the few structures of a sample may be larger.
 SAMPLING = 3.0
+# Share of the stored values' size that those of the sample count as at least: a structure at rest
+# has forces of rounding alone, which differ by as much as they are.
+AT_REST = 0.1
 # Fields that are zero everywhere differ by nothing that rounding could explain.
 SMALLEST = 1e-12
 
@@ -46,10 +50,10 @@ class Difference:
     squares: float = 0.0
     squares_stored: float = 0.0
     squares_off: float = 0.0
-    block_squares: float = 0.0
-    block_values: int = 0
     moment: FloatArray = field(default_factory=lambda: np.zeros((3, 3)))
     moment_computed: FloatArray = field(default_factory=lambda: np.zeros((3, 3)))
+    _mean_squares: list[float] = field(default_factory=list)
+    _stored_squares: list[FloatArray] = field(default_factory=list)
     _excess: list[FloatArray] = field(default_factory=list)
     _structure: list[IntArray] = field(default_factory=list)
     _off: list[FloatArray] = field(default_factory=list)
@@ -65,8 +69,7 @@ class Difference:
             match: [n_rows] place of each row in `stored`, -1 where it is not there.
         """
         self._structure.append(structure)
-        self.block_squares += stored.square_sum
-        self.block_values += stored.count
+        self._stored_squares.append(stored.mean_squares)
         if not len(computed):
             self._excess.append(np.zeros(0))
             self._off.append(np.zeros(0))
@@ -117,6 +120,8 @@ class Difference:
             elif self.spec.codec == "compact":
                 off -= half_step
             excess = off.max(axis=(1, 2)) - self.tolerance * largest
+            mean_squares = np.square(theirs, dtype=np.float64).mean(axis=(1, 2))
+        self._mean_squares += mean_squares[np.isfinite(mean_squares)].tolist()
         unknown = ~np.isfinite(excess)
         return np.where(unknown, np.inf, excess), np.where(unknown, np.inf, squares)
 
@@ -128,10 +133,15 @@ class Difference:
 
     @property
     def typical(self) -> float:
-        """Root mean square of the stored values, of all structures in the blocks that were read."""
-        if not self.block_values:
-            return 0.0
-        return max(float(np.sqrt(self.block_squares / self.block_values)), SMALLEST)
+        """What differences are relative to: root mean square of the computed values.
+
+        Where those of the sample are tiny, what is stored counts, too, but not more than as its
+        median structure: a few values that are far too large would hide what is wrong elsewhere.
+        """
+        computed = float(np.mean(self._mean_squares)) if self._mean_squares else 0.0
+        stored = np.concatenate([np.zeros(0), *self._stored_squares])
+        median = float(np.median(stored)) if len(stored) else 0.0
+        return max(math.sqrt(computed), AT_REST * math.sqrt(median), SMALLEST)
 
     @property
     def n_rows(self) -> int:
@@ -161,7 +171,7 @@ class Difference:
             return self.n_outside / self.n_rows if self.n_rows else 0.0
         if not self.n_values or not self.squares_off:
             return 0.0
-        return float(np.sqrt(self.squares_off / self.n_values) / max(self.typical, SMALLEST))
+        return float(np.sqrt(self.squares_off / self.n_values) / self.typical)
 
     @property
     def bound(self) -> float:
@@ -180,7 +190,7 @@ class Difference:
         if self.spec.dtype not in FLOATS:
             return int(rows[worst]), float(squares[worst] > 0)
         size = np.sqrt(squares[worst] / self.spec.row_size)
-        return int(rows[worst]), float(size / max(self.typical, SMALLEST))
+        return int(rows[worst]), float(size / self.typical)
 
     def axes(self) -> FloatArray | None:
         """[3, 3] M with stored = M · computed, where other axes explain a vector field."""

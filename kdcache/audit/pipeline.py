@@ -28,8 +28,8 @@ from kdcache.structures import Batch, IntArray
 from kdcache.teachers import Teacher
 
 # What computing again changes: other batches and other machines sum in another order.
-TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 COARSE = 1e-2
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": COARSE, "bfloat16": COARSE}
 N_TURNED = 16
 
 
@@ -96,22 +96,26 @@ def audit_store(
     few = _few(store, rows, options.max_atoms)
     batch = _batch(list(reader.pieces(few)), options.device)
     generator = np.random.default_rng([options.seed, 1])
-    turning = turning_errors(teacher, batch, compared, generator, entry.references)
+    turning = turning_errors(teacher, batch, compared, generator, teacher.references)
+    same_references = dict(entry.references) == dict(teacher.references)
     return AuditReport(
         root_digest=store.manifest.root_digest,
         teacher=options.name,
         stored_digest=entry.digest,
         given_digest=teacher.digest,
+        tolerance=tolerance,
         n_structures=len(rows),
         n_left_out=n_left_out,
         n_in_store=len(store),
         fields=[
-            _verdict(store, differences[spec.name], turning.get(spec.name), options)
+            _verdict(
+                store, differences[spec.name], turning.get(spec.name), options, same_references
+            )
             if spec.name in differences
             else _missing(spec, given)
             for spec in specs
         ],
-        force_mismatch=force_mismatch(teacher, batch, generator, entry.references),
+        force_mismatch=force_mismatch(teacher, batch, generator, teacher.references),
         n_turned=len(few),
     )
 
@@ -146,12 +150,17 @@ def _sample(store: Store, options: AuditOptions) -> tuple[IntArray, int]:
 
 def _comparable(spec: FieldSpec, given: dict[str, FieldSpec]) -> bool:
     other = given.get(spec.name)
-    return other is not None and (other.level, other.shape) == (spec.level, spec.shape)
+    return other is not None and _kind(other) == _kind(spec)
+
+
+def _kind(spec: FieldSpec) -> tuple[object, ...]:
+    return spec.level, spec.shape, spec.unit, spec.symmetry
 
 
 def _tolerance(teacher: Teacher, entry: TeacherEntry) -> float:
-    precisions = (str(teacher.dtype).removeprefix("torch."), entry.precision)
-    return max(TOLERANCE.get(precision, COARSE) for precision in precisions if precision)
+    """Of the coarsest precision that is known; a word of the store that is none loosens nothing."""
+    precisions = [str(teacher.dtype).removeprefix("torch."), *entry.precision.split(", ")]
+    return max((TOLERANCE[name] for name in precisions if name in TOLERANCE), default=COARSE)
 
 
 def _reader(
@@ -162,7 +171,7 @@ def _reader(
     )
     dtype = np.float64 if teacher.dtype == torch.float64 else np.float32
     window = WindowReader(store, neighbors, further, labels=False, dtype=dtype)
-    return SampleReader(store, options.name, specs, window, options.max_atoms)
+    return SampleReader(store, options.name, teacher.references, specs, window, options.max_atoms)
 
 
 def _batches(pieces: Iterator[Piece], max_atoms: int) -> Iterator[list[Piece]]:
@@ -221,8 +230,18 @@ def _few(store: Store, rows: IntArray, max_atoms: int) -> IntArray:
 
 
 def _verdict(
-    store: Store, found: Difference, turning: float | None, options: AuditOptions
+    store: Store,
+    found: Difference,
+    turning: float | None,
+    options: AuditOptions,
+    same_references: bool,
 ) -> FieldAudit:
+    problem = ""
+    if found.spec.unit == "eV" and not same_references:
+        problem = (
+            "the manifest gives other reference energies than the teacher has: students would "
+            "take the wrong ones off."
+        )
     row, worst = found.worst()
     identity = "" if row < 0 else str(store.index.structure_id[row])
     return FieldAudit(
@@ -236,7 +255,7 @@ def _verdict(
         worst_structure=identity,
         worst_relative=worst,
         turning=turning,
-        problem=_problem(found, identity, turning, options.symmetry_limit),
+        problem=_problem(found, identity, turning, options.symmetry_limit) or problem,
     )
 
 
@@ -271,7 +290,14 @@ def _missing(spec: FieldSpec, given: dict[str, FieldSpec]) -> FieldAudit:
     else:
         problem = (
             f"stored by {spec.level} with shape {list(spec.shape)}, the teacher gives it by "
-            f"{other.level} with shape {list(other.shape)}: another architecture."
+            f"{other.level} with shape {list(other.shape)}"
         )
+        if (other.level, other.shape) != (spec.level, spec.shape):
+            problem += ": another architecture."
+        else:
+            problem += (
+                f"; but as {spec.symmetry} in {spec.unit or 'no unit'} there, as {other.symmetry} "
+                f"in {other.unit or 'no unit'} here: it is described wrongly."
+            )
     nan = float("nan")
     return FieldAudit(spec, 0, 0, nan, nan, nan, nan, "", nan, None, problem)

@@ -72,6 +72,7 @@ class AuditReport:
         root_digest: of the store.
         teacher: its name there.
         stored_digest, given_digest: of the teacher in the manifest, and of the one that computed.
+        tolerance: relative, what computing once more may change.
         n_structures: in the sample.
         n_left_out: structures of the store that the teacher had failed on.
         n_in_store: structures of the store.
@@ -85,6 +86,7 @@ class AuditReport:
     teacher: str
     stored_digest: str
     given_digest: str
+    tolerance: float
     n_structures: int
     n_left_out: int
     n_in_store: int
@@ -111,6 +113,7 @@ class AuditReport:
             "stored_digest": self.stored_digest,
             "given_digest": self.given_digest,
             "same_teacher": self.is_same_teacher,
+            "tolerance": self.tolerance,
             "structures": self.n_structures,
             "structures_in_store": self.n_in_store,
             "structures_left_out": self.n_left_out,

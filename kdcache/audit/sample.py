@@ -38,13 +38,12 @@ class Stored:
     Attributes:
         values: [n_rows, *shape], references of energies taken off.
         half_step: [channels] what the codec "compact" may have moved a value by, else empty.
-        square_sum, count: of all values of the block's structures.
+        mean_squares: [n] of every structure of the block that has finite values.
     """
 
     values: Array
     half_step: Array
-    square_sum: float
-    count: int
+    mean_squares: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +76,7 @@ class SampleReader:
     Attributes:
         store: an open store.
         teacher: name of the group.
+        references: eV by atomic number, the teacher's own.
         specs: floating and other fields to compare, without those that say which edges there are.
         reader: of what the teacher is shown.
         max_atoms: atoms in one piece; a structure too large stands alone.
@@ -84,6 +84,7 @@ class SampleReader:
 
     store: Store
     teacher: str
+    references: Mapping[int, float]
     specs: Sequence[FieldSpec]
     reader: WindowReader
     max_atoms: int
@@ -105,8 +106,7 @@ class SampleReader:
 
     def _piece(self, window: Window, block: int, rows: IntArray) -> Piece:
         index = window.place(rows)
-        entry = self.store.teachers[self.teacher]
-        table = reference_table(entry.references)
+        table = reference_table(self.references)
         numbers = window.arrays["atomic_numbers"]
         references: dict[Level, FloatArray] = {
             "atom": table[numbers],
@@ -134,7 +134,9 @@ class SampleReader:
             },
             references={level: energies[places[level]] for level, energies in references.items()},
             stored={
-                spec.name: self._stored(spec, block, places[spec.level], references)
+                spec.name: self._stored(
+                    spec, block, places[spec.level], known[spec.level], references
+                )
                 for spec in self.specs
             },
             match=match,
@@ -142,7 +144,12 @@ class SampleReader:
         )
 
     def _stored(
-        self, spec: FieldSpec, block: int, places: IntArray, references: Mapping[Level, FloatArray]
+        self,
+        spec: FieldSpec,
+        block: int,
+        places: IntArray,
+        counts: IntArray,
+        references: Mapping[Level, FloatArray],
     ) -> Stored:
         values = self.store.read(f"teachers/{self.teacher}/{spec.name}", [block])
         half_step = np.zeros(0)
@@ -153,15 +160,18 @@ class SampleReader:
             half_step = flat.max(axis=0, initial=0.0) / INT8_MAX / 2
         if spec.unit == "eV" and spec.level in references:
             values = values - references[spec.level]
-        plain = values.astype(np.float64, copy=False).ravel()
-        square_sum = float(plain @ plain) if np.isfinite(plain).all() else _finite_square(plain)
-        return Stored(values[places], half_step, square_sum, plain.size)
+        return Stored(values[places], half_step, _mean_squares(values, counts))
 
 
-def _finite_square(values: Array) -> float:
-    # Structures the teacher failed on hold NaN beside those that are sampled.
-    finite = values[np.isfinite(values)]
-    return float(finite @ finite)
+def _mean_squares(values: Array, counts: IntArray) -> FloatArray:
+    """Mean square of the values of each structure; of those the teacher failed on it is NaN."""
+    rows = values.reshape(len(values), int(np.prod(values.shape[1:], dtype=np.int64)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.square(rows, dtype=np.float64).mean(axis=1)
+        sums = np.bincount(np.repeat(np.arange(len(counts)), counts), squares, len(counts))
+        means = sums[counts > 0] / counts[counts > 0]
+    found: FloatArray = means[np.isfinite(means)]
+    return found
 
 
 def _matched(window: Window, kept: BlockEdges, index: IntArray) -> tuple[IntArray, IntArray]:

@@ -8,36 +8,48 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdcache.card.plots import draw
 from kdcache.card.sample import Example, Sample, read_sample
-from kdcache.errors import StoreError
+from kdcache.errors import StoreError, printable
 from kdcache.progress import Progress, silent
 from kdcache.store import Store, describe_store, open_store
 from kdcache.store.location import local_path
 from kdcache.store.shards import write_file
 
-# What HTML has no place for: control characters, half of a pair of code units.
-_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
-# The architecture of a teacher may be megabytes of a stranger's JSON.
-MAX_JSON = 20_000
+# What HTML has no place for: control characters, half of a pair of code units; and what shows the
+# characters after it in another order.
+_NO_TEXT = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
+    "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
+)
+# What a stranger says may be megabytes.
+MAX_TEXT = 20_000
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem;
   color: #1b1b1b; background: #fff; }
-h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-table { border-collapse: collapse; display: block; overflow-x: auto; }
-th, td { text-align: left; padding: .2rem .8rem .2rem 0; vertical-align: top;
-  border-bottom: 1px solid #eee; }
-td, dd, code, pre { unicode-bidi: isolate; overflow-wrap: anywhere; }
+h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-size: .9rem; }
+th, td { text-align: left; padding: .2rem 1rem .2rem 0; vertical-align: top;
+  border-bottom: 1px solid #eee; max-width: 32rem; }
+td, dd, pre { unicode-bidi: isolate; } td, th { overflow-wrap: break-word; }
 td.number, th.number { text-align: right; }
-code, pre { font-family: ui-monospace, monospace; font-size: .9em; background: #f5f5f5; }
-pre { padding: .8rem; overflow-x: auto; white-space: pre-wrap; }
-dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; white-space: pre-wrap; }
-svg { max-width: 100%; height: auto; }
+pre { font: .875rem/1.5 ui-monospace, monospace; background: #f5f5f5; padding: .8rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: minmax(6rem, 14rem) 1fr; gap: .3rem 1rem; }
+dt { font-weight: 600; } dd { margin: 0; white-space: pre-wrap; }
+dt, dd { overflow-wrap: anywhere; min-width: 0; }
+summary { cursor: pointer; font-weight: 600; }
+figure { margin: 0; } svg { width: 100%; height: auto; }
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }
+  figure { overflow-x: auto; } svg { min-width: 48rem; } }
 """
 
 
@@ -92,17 +104,19 @@ def card(store: Store, description: dict[str, Any], sample: Sample) -> str:
     name = store.path.name or "store"
     parts = [
         f"<h1>{escaped(name)}</h1>",
+        "<p>Atomic structures and what teacher models say of them, for training students: a kdcache"
+        " store, which any Zarr v3 reader opens.</p>",
         _summary(description),
-        _section("Fields", _fields(description)),
-        _section("Provenance", _provenance(description)),
         _section("Licences", _licences(description)),
-        *(_teacher(name, teacher) for name, teacher in description["teachers"].items()),
+        _section("Fields", _fields(description)),
         _section("Distributions", _distributions(store, sample)),
         _section("Examples", "".join(map(_example, sample.examples))),
         _section("Loading", _loading(store, name)),
+        *(_teacher(name, teacher) for name, teacher in description["teachers"].items()),
+        _section("Provenance", _provenance(description)),
         _section("Identity", _identity(description)),
     ]
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -133,21 +147,28 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers: int
 
 
 def _list(pairs: Iterable[tuple[str, object]]) -> str:
-    items = "".join(f"<dt>{escaped(k)}</dt><dd>{escaped(v)}</dd>\n" for k, v in pairs)
+    items = "".join(f"<dt>{escaped(k)}</dt><dd>{escaped(_cut(str(v)))}</dd>\n" for k, v in pairs)
     return f"<dl>\n{items}</dl>"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " …"
 
 
 def _summary(d: dict[str, Any]) -> str:
     teachers = ", ".join(f"{n} ({t['model']})" for n, t in d["teachers"].items()) or "none"
+    few, many = d["smallest"], d["largest"]
+    sizes = f"{few}" if few == many else f"{few} to {many}"
+    stated = [(key, d["dataset"][key]) for key in ("creator", "citation") if d["dataset"].get(key)]
     return _list(
         [
+            *stated,
             (
                 "structures",
-                f"{d['n_structures']:,} of {d['smallest']} to {d['largest']} atoms, "
-                f"{d['n_labelled']:,} labelled",
+                f"{d['n_structures']:,} of {sizes} atoms, {d['n_labelled']:,} labelled",
             ),
             ("atoms", f"{d['n_atoms']:,}"),
-            ("edges", f"{d['n_edges']:,}" if d["graph"] else "no neighbour list kept"),
+            ("edges", f"{d['n_edges']:,}" if d["graph"] else "no neighbour lists kept"),
             ("teachers", teachers),
             ("size", _size(d["n_bytes"])),
             ("splits", ", ".join(f"{k or 'unnamed'} {v:,}" for k, v in d["splits"].items())),
@@ -190,14 +211,11 @@ def _error(field: dict[str, Any]) -> str:
 def _provenance(d: dict[str, Any]) -> str:
     dataset = d["dataset"]
     pairs: list[tuple[str, object]] = [
-        (key, dataset[key]) for key in ("creator", "citation") if dataset.get(key)
-    ]
-    pairs += [
         ("files", ", ".join(dataset["sources"]) or "unknown"),
         ("keys of the files", _pairs(dataset["keys"])),
         ("units of the files", f"{_pairs(dataset['units'])}; the store is in eV, Å, eV/Å"),
         ("notes", "\n".join(dataset["notes"]) or "none"),
-        ("neighbours", _pairs(d["graph"]) if d["graph"] else "none kept"),
+        ("neighbours", _graph(d["graph"]) if d["graph"] else "none kept"),
         ("order", _pairs(d["order"])),
         ("created", d["created"]),
     ]
@@ -212,83 +230,122 @@ def _licences(d: dict[str, Any]) -> str:
 
 
 def _teacher(name: str, teacher: dict[str, Any]) -> str:
-    text = json.dumps(teacher["architecture"], indent=1, ensure_ascii=False)
-    cut = text if len(text) <= MAX_JSON else text[:MAX_JSON] + " …"
+    text = _cut(json.dumps(teacher["architecture"], indent=1, ensure_ascii=False))
     pairs: list[tuple[str, object]] = [
         ("model", teacher["model"]),
         ("digest", teacher["digest"]),
         ("precision", teacher["precision"] or "unknown"),
-        ("neighbours", _pairs(teacher["graph"]) if teacher["graph"] else "unknown"),
+        ("neighbours", _graph(teacher["graph"]) if teacher["graph"] else "unknown"),
         ("reference energies, eV", _pairs(teacher["references"])),
         ("computed with", _pairs(teacher["software"])),
     ]
     if teacher.get("n_failed"):
         pairs.append(("failed on", f"{teacher['n_failed']:,} structures, which have no features"))
     return _section(
-        f"Teacher {name}", f"{_list(pairs)}<h3>Architecture</h3><pre>{escaped(cut)}</pre>"
+        f"Teacher: {name}",
+        f"{_list(pairs)}<details>\n<summary>Architecture</summary>\n<pre>{escaped(text)}</pre>\n"
+        f"</details>",
     )
 
 
 def _distributions(store: Store, sample: Sample) -> str:
-    of = "all" if sample.n_structures == len(store) else f"the first {sample.n_structures:,} of"
+    of = "all structures"
+    if sample.n_structures < len(store):
+        of = (
+            f"the first {sample.n_structures:,} of {len(store):,} structures, which stand in "
+            f"random order"
+        )
+    left_out = f" {sample.n_left_out:,} further quantities are left out." * bool(sample.n_left_out)
     return (
-        f"<p>Of {of} {len(store):,} structures, which stand in random order; counts on a "
-        f"logarithmic axis.</p>\n<figure>{draw(sample)}</figure>"
+        f"<p>Of {of}; counts on a logarithmic axis.{left_out}</p>\n<figure>{draw(sample)}</figure>"
     )
 
 
 def _example(example: Example) -> str:
     rows = [
-        (name, " ".join(f"{value:.6g}" for value in values) or "none", n)
-        for name, (values, n) in example.fields.items()
+        (name, _first_row(values, n_of_row), n)
+        for name, (values, n_of_row, n) in example.fields.items()
     ]
     table = _table(["field", "values of its first row", "values in all"], rows, numbers=1)
     atoms = "1 atom" if example.n_atoms == 1 else f"{example.n_atoms} atoms"
     return f"<h3>{escaped(example.structure_id)}, {atoms}</h3>\n{table}"
 
 
+def _first_row(values: Sequence[float], n_values: int) -> str:
+    # NaN is how a missing label is stored.
+    if not values or all(math.isnan(value) for value in values):
+        return "none"
+    return " ".join(f"{value:.6g}" for value in values) + (" …" if n_values > len(values) else "")
+
+
 def _loading(store: Store, name: str) -> str:
-    teachers = [
-        f"teachers/{teacher}/{field}"
-        for teacher in store.teachers
-        for field, spec in store.fields(f"teachers/{teacher}").items()
-        if spec.level == "atom"
-    ]
-    field = next(iter(teachers), "structures/energy")
-    shown = json.dumps(name, ensure_ascii=False)
-    codec = store.spec(field).codec if teachers else "exact"
-    scale = (
-        f'\nscale = root["{field}.scale"]  # compact: times the scale of block and channel'
-        if codec == "compact"
-        else ""
-    )
+    """Lines to be copied: nothing of a name stands in them but as a quoted text."""
+    named = printable(name)
+    shown = json.dumps(named, ensure_ascii=False)
+    ours = f"from kdcache.store import open_store\n\nstore = open_store({shown})\n"
+    public = f'import zarr\n\nroot = zarr.open_group({shown}, mode="r")\n'
+    field = _shown_field(store)
+    if field:
+        ours += f'values = store.read("{field}")  # rows in store order\n'
+        public += f'rows = root["{field}"]  # with padding\n'
+        if store.spec(field).codec == "compact":
+            public += f'scale = root["{field}.scale"]  # of a block and channel: rows times scale\n'
+    if not store.manifest.withheld:
+        ours += "structure = store.structure(0)\n"
+    public += "# Which rows belong to which structure: index.parquet, and FORMAT.md of kdcache.\n"
+    parts = {
+        "kdcache": ours,
+        "zarr-python": public,
+        "Is it whole?": f"kdcache verify {shlex.quote(named)}",
+    }
     return "".join(
-        f"<h3>{escaped(title)}</h3>\n<pre>{escaped(text)}</pre>\n"
-        for title, text in (
-            (
-                "kdcache",
-                f"from kdcache.store import open_store\n\nstore = open_store({shown})\n"
-                f'values = store.read("{field}")  # rows in store order\n'
-                f"structure = store.structure(0)\n\n# kdcache verify {name}",
-            ),
-            (
-                "zarr-python",
-                f'import zarr\n\nroot = zarr.open_group({shown}, mode="r")\n'
-                f'rows = root["{field}"]  # with padding{scale}\n'
-                "# Which rows belong to which structure: index.parquet, and FORMAT.md of kdcache.",
-            ),
-        )
+        f"<h3>{escaped(title)}</h3>\n<pre>{escaped(text)}</pre>\n" for title, text in parts.items()
     )
+
+
+def _shown_field(store: Store) -> str:
+    """A feature of atoms, else any field; "" where there is none."""
+    found = [
+        (f"{group}/{name}", spec.level)
+        for group in reversed(list(store.plans))
+        for name, spec in store.fields(group).items()
+    ]
+    of_atoms = [name for name, level in found if level == "atom" and name.startswith("teachers/")]
+    return next(iter(of_atoms), next((name for name, _ in found), ""))
 
 
 def _identity(d: dict[str, Any]) -> str:
+    whole = [("root digest of the whole store", d["whole_root_digest"])] * bool(d["withheld"])
     return _list(
         [
             ("root digest (SHA-256)", d["root_digest"]),
+            *whole,
             ("dataset digest (SHA-256)", d["dataset"]["digest"]),
+            ("signature", _signature(d["signature"])),
             ("format", d["format_version"]),
         ]
     )
+
+
+def _signature(signed: dict[str, str] | None) -> str:
+    if signed is None:
+        return "none"
+    if "problem" in signed:
+        return signed["problem"]
+    return (
+        f"by the key with fingerprint {signed['key_fingerprint']}. This page does not check it: "
+        f"kdcache verify --key does, with a key you have from elsewhere"
+    )
+
+
+def _graph(rule: dict[str, Any]) -> str:
+    """The rule of a neighbour list, in words."""
+    limit = rule["max_neighbors"]
+    parts = [f"cutoff {rule['cutoff']} Å"]
+    parts += [f"the nearest {limit} of an atom"] if limit is not None else []
+    parts += ["made symmetric"] if rule["symmetric"] else []
+    parts += ["some were dropped by that limit"] if rule["truncated"] else []
+    return ", ".join(parts)
 
 
 def _pairs(values: dict[str, Any]) -> str:

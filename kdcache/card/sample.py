@@ -24,6 +24,10 @@ Array = npt.NDArray[Any]
 MAX_BYTES = 2**28
 EXAMPLES = 3
 SHOWN_VALUES = 6
+# As many as a page bears; a store may have a hundred teachers.
+MAX_PANELS = 30
+# The axis of values beyond has no finite length.
+LARGEST_DRAWN = 1e300
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class Panel:
     Attributes:
         title: "painn/node, norm per row".
         unit: one of ours, else "".
-        values: finite ones.
+        values: finite ones, one at least.
     """
 
     title: str
@@ -48,12 +52,13 @@ class Example:
     Attributes:
         structure_id: of it.
         n_atoms: of it.
-        fields: first values by "group/field" name, with the number of all values.
+        fields: first values of the first row by "group/field" name, none where the teacher failed;
+            the number of values of a row, and of all rows.
     """
 
     structure_id: str
     n_atoms: int
-    fields: Mapping[str, tuple[list[float], int]]
+    fields: Mapping[str, tuple[list[float], int, int]]
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,14 @@ class Sample:
         n_structures: whose values were read: the first in the store.
         elements: [119] atoms by atomic number; empty where the store does not hold them.
         panels: histograms to draw.
+        n_left_out: quantities there is no room for.
         examples: the first structures.
     """
 
     n_structures: int
     elements: IntArray
     panels: list[Panel] = field(default_factory=list)
+    n_left_out: int = 0
     examples: list[Example] = field(default_factory=list)
 
 
@@ -93,6 +100,9 @@ def read_sample(store: Store, n_structures: int, *, progress: Progress = silent)
         for name, spec in store.fields(group).items()
         if spec.dtype in FLOATS and not spec.unit
     ]
+    n_found = len(quantities) + len(features)
+    quantities = quantities[:MAX_PANELS]
+    features = features[: MAX_PANELS - len(quantities)]
     names = sorted({q.field for q in quantities} | {name for name, _ in features})
     counted = "atomic_numbers" in store.fields("structures")
     names += ["structures/atomic_numbers"] if counted else []
@@ -104,9 +114,9 @@ def read_sample(store: Store, n_structures: int, *, progress: Progress = silent)
                 for quantity in quantities:
                     found = _derived(store, quantity, block)
                     values.setdefault(quantity.name, []).append(found)
-                for name, _ in features:
-                    rows = store.read(name, [block]).astype(np.float64)
-                    norms = np.linalg.norm(rows.reshape(len(rows), -1), axis=1)
+                for name, spec in features:
+                    rows = store.read(name, [block]).reshape(-1, spec.row_size)
+                    norms = _norms(rows.astype(np.float64))
                     values.setdefault(f"{_short(name)}, norm per row", []).append(norms)
                 if counted:
                     numbers = store.read("structures/atomic_numbers", [block]).astype(np.int64)
@@ -119,10 +129,11 @@ def read_sample(store: Store, n_structures: int, *, progress: Progress = silent)
     panels = [Panel("atoms per structure (all)", "", store.index.n_atoms)]
     for title, parts in values.items():
         joined = np.concatenate(parts)
-        finite = joined[np.isfinite(joined)]
-        if len(finite):
-            panels.append(Panel(title, _unit(units.get(title, "")), finite))
-    return Sample(len(read), elements, panels, _examples(store))
+        drawn = joined[np.abs(joined) < LARGEST_DRAWN]
+        if len(drawn):
+            panels.append(Panel(title, _unit(units.get(title, "")), drawn))
+    n_left_out = n_found - len(quantities) - len(features)
+    return Sample(len(read), elements, panels, n_left_out, _examples(store))
 
 
 def _blocks(store: Store, n_structures: int) -> list[int]:
@@ -142,15 +153,21 @@ def _block_bytes(store: Store, group: str) -> int:
 def _derived(store: Store, quantity: Quantity, block: int) -> Array:
     values = store.read(quantity.field, [block]).astype(np.float64)
     if quantity.kind == "norm":
-        norms: Array = np.linalg.norm(values, axis=-1)
-        return norms
+        return _norms(values)
     return values / store.index.n_atoms[store.plan.block_structures(block)]
+
+
+def _norms(values: Array) -> Array:
+    # What overflows is not drawn.
+    with np.errstate(over="ignore"):
+        norms: Array = np.linalg.norm(values, axis=-1)
+    return norms
 
 
 def _examples(store: Store) -> list[Example]:
     """The first structures of the first block."""
     rows = range(min(EXAMPLES, store.plan.block_structures(0).stop))
-    shown: list[dict[str, tuple[list[float], int]]] = [{} for _ in rows]
+    shown: list[dict[str, tuple[list[float], int, int]]] = [{} for _ in rows]
     for group, plan in store.plans.items():
         failed: list[int] = []
         if group != "structures":
@@ -162,7 +179,7 @@ def _examples(store: Store) -> list[Example]:
                 n, start = int(counts[row]), int(counts[:row].sum())
                 first = values[start : start + min(n, 1)].ravel()[:SHOWN_VALUES]
                 said = [] if row in failed else [float(value) for value in first]
-                fields[_short(f"{group}/{name}")] = (said, n * spec.row_size)
+                fields[_short(f"{group}/{name}")] = (said, spec.row_size, n * spec.row_size)
     return [
         Example(str(store.index.structure_id[row]), int(store.index.n_atoms[row]), fields)
         for row, fields in zip(rows, shown, strict=True)

@@ -6,13 +6,14 @@ number. Invariant: ASE and our reader get what the store holds.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 from ase.data import chemical_symbols
-from ase.io.extxyz import key_val_dict_to_str
+from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 
 from kdcache.interchange.selection import Selection, Taken, new_output
 from kdcache.progress import Progress, silent
@@ -102,9 +103,23 @@ def _plain(values: Array) -> Array:
 
 
 def _text(value: str) -> str:
-    """A value of the comment line; a break in it would begin atoms of somebody's choice."""
+    """A value of the comment line that ASE and our reader read back as the same text.
+
+    As JSON, which both know, where it would be read as something else: "007", "T", "1 2 3", or a
+    break of the line, after which atoms of somebody's choice would begin.
+    """
+    if value.isprintable() and not value.startswith("_JSON"):
+        plain = _escaped(value)
+        line = key_val_dict_to_str({"x": plain})  # type: ignore[no-untyped-call]
+        found = key_val_str_to_dict(line)  # type: ignore[no-untyped-call]
+        if np.ndim(found.get("x", [])) == 0 and str(found["x"]) == value:
+            return plain
+    return _escaped(f"_JSON {json.dumps(value)}")
+
+
+def _escaped(value: str) -> str:
     # ASE writes backslashes as they are and reads them as escapes.
-    return " ".join(value.split()).replace("\\", "\\\\")
+    return value.replace("\\", "\\\\")
 
 
 def _numbers(values: Array) -> str:

@@ -20,8 +20,9 @@ from kdcache.ingest import ImportOptions, check_dataset, import_dataset
 from kdcache.interchange.labelled_file import EMBEDDING, FORMAT, LabelledFile
 from kdcache.progress import Progress, silent
 from kdcache.store import Store, TeacherEntry, add_teacher, open_store
+from kdcache.store.entries import check_name
 from kdcache.store.location import local_path
-from kdcache.store.manifest import MANIFEST, check_name
+from kdcache.store.manifest import MANIFEST
 from kdcache.store.metadata import Json, canonical
 
 Array = npt.NDArray[Any]

@@ -32,6 +32,8 @@ Array = npt.NDArray[Any]
 # Values held at once: 256 MB in float64.
 VALUES_AT_ONCE = 2**25
 PREDICTIONS = ("energy", "forces", "atomic_energy")
+# What files call something else, and a teacher's field could be called, too.
+TAKEN_NAMES = ("structure_id", "config_type", "atomic_numbers", "move_mask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,8 @@ def select(
 
     Raises:
         StoreError: no such teacher, or no structure of this split.
-        ConfigError: a field it does not have or that belongs to edges; fields without a teacher.
+        ConfigError: a field it does not have, that belongs to edges or cannot be named in a file;
+            fields without a teacher.
     """
     rows = store.index.source_order
     if split is not None:
@@ -164,7 +167,14 @@ def select(
                 f"floating fields of structures and atoms are exported. Any Zarr reader opens the "
                 f"store itself (see kdcache/store/FORMAT.md)."
             )
-    return Selection(store, rows, teacher, tuple(known[name] for name in chosen))
+    selection = Selection(store, rows, teacher, tuple(known[name] for name in chosen))
+    for name in chosen:
+        if f"{selection.prefix}_{name}" in TAKEN_NAMES:
+            raise ConfigError(
+                f"{teacher}/{name} would be called {selection.prefix}_{name} in a file, where that "
+                f"means something else. Leave it out (--fields)."
+            )
+    return selection
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.errors import StoreError
+from kdcache.errors import StoreError, printable
 from kdcache.store.moments import N_BINS
 from kdcache.store.statistics import Distribution, StoreStatistics
 from kdcache.structures import FloatArray, IntArray
@@ -38,7 +38,7 @@ def draw_statistics(statistics: StoreStatistics, path: Path) -> None:
         axes.stairs(counts, edges, fill=True)
         axes.set_yscale("symlog", linthresh=1)
         axes.set_title(name, fontsize=8)
-        axes.set_xlabel(one.unit or "", fontsize=7)
+        axes.set_xlabel(printable(one.unit), fontsize=7, parse_math=False)
         axes.tick_params(labelsize=6)
     figure.set_layout_engine("constrained")
     path.parent.mkdir(parents=True, exist_ok=True)

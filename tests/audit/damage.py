@@ -17,8 +17,13 @@ from tests.store.test_verify import reseal
 Change = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 
-def damaged(store: Store, copy: Path, field: str, change: Change, shard: int = 0) -> Store:
-    """A copy of a store in which the blocks of one shard of a field are changed."""
+def damaged(
+    store: Store, copy: Path, field: str, change: Change, shard: int = 0, *, whole: bool = True
+) -> Store:
+    """A copy of a store in which the blocks of one shard of a field are changed.
+
+    `verify` finds nothing, unless it is no longer `whole`.
+    """
     shutil.copytree(str(store.path), copy)
     found = open_store(copy)
     spec, plan = found.spec(field), found.plans[field.rpartition("/")[0]]
@@ -34,5 +39,5 @@ def damaged(store: Store, copy: Path, field: str, change: Change, shard: int = 0
     )
     publish_file(file, "attempt")
     reseal(copy)
-    assert verify_store(copy).problems == []
+    assert (verify_store(copy).problems == []) == whole
     return open_store(copy)

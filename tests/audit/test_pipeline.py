@@ -205,6 +205,24 @@ def test_vectors_that_do_not_turn_are_named(tmp_path: Path) -> None:
     assert audit(found, teacher, symmetry_limit=10.0).problems == []  # type: ignore[arg-type]
 
 
+class Leaning(Crooked):
+    """A teacher whose energies depend on where x points, by little beside its references."""
+
+    def compute(self, batch: Batch) -> dict[str, Tensor]:
+        said = self.inner.compute(batch)
+        added = torch.zeros_like(said["energy"])
+        added.index_add_(0, batch.structure_index, 0.3 * batch.positions[:, 0].to(added.dtype))
+        return {**said, "energy": said["energy"] + added}
+
+
+def test_energies_that_depend_on_the_frame_are_named(tmp_path: Path) -> None:
+    store = make_store(tmp_path, 12)
+    teacher = Leaning(NativeTeacher(make_potential()))
+    dump(store, teacher)  # type: ignore[arg-type]
+    (problem,) = audit(open_store(store.path), teacher).problems  # type: ignore[arg-type]
+    assert problem.startswith("energy: described as invariant, but values do not stay")
+
+
 def test_the_sample_is_the_seeds(taught: tuple[Store, NativeTeacher]) -> None:
     store, teacher = taught
     one, same, other = (audit(store, teacher, sample=5, seed=seed) for seed in (1, 1, 2))

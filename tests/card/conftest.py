@@ -9,7 +9,7 @@ import pytest
 
 from kdcache.fields import FieldSpec
 from kdcache.store import add_teacher, create_store, index_from_plan
-from kdcache.store.manifest import Licences
+from kdcache.store.entries import Licences
 from tests.store.sample import (
     SEED,
     STRUCTURES,

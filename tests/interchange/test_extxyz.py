@@ -99,7 +99,7 @@ def test_tags_fixed_atoms_and_odd_names_come_back(tmp_path: Path) -> None:
         for one in taken:
             _write(file, one, select(made))
     found = list(read_structures(path, ReadOptions(id_key="structure_id", tags_key="tags")))
-    assert [one.structure_id for one in found] == ["plain0", "plain1", odd, "two lines"]
+    assert [one.structure_id for one in found] == ["plain0", "plain1", odd, "two\nlines"]
     assert found[2].fixed is not None
     np.testing.assert_array_equal(found[2].fixed, held)
     assert [a.info["structure_id"] for a in ase.io.read(path, ":")][2] == odd

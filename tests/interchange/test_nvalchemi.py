@@ -131,6 +131,20 @@ def test_labels_meet_their_structures(deleted: tuple[int, ...], tmp_path: Path) 
     assert LabelledFile(path).left_out == ["teacher_stress"]
 
 
+def test_a_structure_without_one_atoms_label_is_one_the_teacher_failed_on(tmp_path: Path) -> None:
+    found = structures(14)
+    forces = labels(found)["teacher_forces"]
+    first = sum(s.n_atoms for s in found[:5])
+    assert found[5].n_atoms > 2
+    forces[first + 1, 2] = np.nan
+    path = write_labelled(tmp_path / "a.zarr", found, changes={"teacher_forces": forces})
+    store = imported(path, tmp_path / "s.zarr")
+    failures = store.failures("nv")
+    assert store.index.source_index[failures.row].tolist() == [5]
+    assert failures.reason.tolist() == ["forces is not finite in the file"]
+    assert verify_store(store.path).problems == []
+
+
 def test_the_digest_of_an_unknown_teacher_is_its_labels(tmp_path: Path) -> None:
     found = structures(6)
     digests = []
