@@ -15,7 +15,7 @@ import click
 from kdcache.errors import ConfigError
 from kdcache.progress import Advance
 from kdcache_cli.dumped import names
-from kdcache_cli.options import AT_LEAST_ONE
+from kdcache_cli.options import AT_LEAST_ONE, NOT_NEGATIVE
 from kdcache_cli.progress import bars
 from kdcache_cli.tables import size
 
@@ -88,7 +88,7 @@ def publish_command(store: str, target: str, condition: str | None, **values: An
     if values["without_structures"]:
         raise ConfigError(
             "--where and --without-structures do not go together: write the chosen structures to a "
-            "store first (kdcache subset), then publish that."
+            "store first (kdcache pull STORE -o PART --where …), then publish that."
         )
     selection = select_rows(store, condition=condition, **kept)
     click.echo(_cost(selection))
@@ -100,13 +100,24 @@ def publish_command(store: str, target: str, condition: str | None, **values: An
 @click.argument("source")
 @click.option("-o", "--output", required=True, help="New store.")
 @_part
-@click.option("--sample", type=AT_LEAST_ONE, help="So many structures, for as little traffic.")
+@click.option(
+    "--sample",
+    type=AT_LEAST_ONE,
+    help="The first so many in the store's random order: the same for everybody, for as little "
+    "traffic.",
+)
+@click.option(
+    "--seed",
+    type=NOT_NEGATIVE,
+    help="Draw the sample, as subset --seed does; costs more traffic.",
+)
 @JOBS
 def pull_command(
     source: str,
     output: str,
     condition: str | None,
     sample: int | None,
+    seed: int | None,
     jobs: int,
     **values: Any,
 ) -> None:
@@ -123,12 +134,12 @@ def pull_command(
         "teachers": names(values["teachers"]),
         "fields": names(values["fields"]),
     }
-    if condition is None and sample is None:
+    if condition is None and sample is None and seed is None:
         _report(output, pull_store(source, output, jobs=jobs, progress=_moving, **kept))
         return
     _without_cache(click.get_current_context())
     target = local_path(without_file_scheme(output), "what is pulled")
-    selection = select_rows(source, condition=condition, sample=sample, **kept)
+    selection = select_rows(source, condition=condition, sample=sample, seed=seed, **kept)
     click.echo(_cost(selection))
     report = selection.write(target, jobs, bars)
     for note in report.notes:

@@ -21,7 +21,7 @@ from kdcache.store.files import inside
 from kdcache.store.index import INDEX
 from kdcache.store.location import StoreUrl
 from kdcache.store.manifest import MANIFEST, Manifest, read_manifest
-from kdcache.store.remote import RemoteFiles, connect, reason_of
+from kdcache.store.remote import RemoteFiles, connect, reason_and_status
 from kdcache.store.signature import SIGNATURE
 
 DIGEST = "sha256"  # name of the metadata; Azure allows letters and digits alone
@@ -61,6 +61,7 @@ class BucketTarget:
             sizes = {
                 str(one["path"]): int(one["size"]) for page in self._client.list() for one in page
             }
+        sizes.pop("", None)  # what web consoles make of "create folder"
         stale = self._replaced(shipment.manifest, sizes, replace)
         delivery = BucketDelivery(self.location, self._client, shipment, sizes, stale)
         delivery.begin()
@@ -94,7 +95,9 @@ class BucketTarget:
             )
         if root != manifest.root_digest and MANIFEST not in sizes:
             held |= {name for name in sizes if _is_of_a_store(name)}  # what an attempt left
-        return sorted((held | set(stale)) - manifest.digests.keys() - {MANIFEST})
+        # A manifest of somebody's own may list whatever lies there; what is deleted is a store's.
+        removable = {name for name in held | set(stale) if _is_of_a_store(name)}
+        return sorted(removable - manifest.digests.keys())
 
 
 class BucketDelivery:
@@ -149,9 +152,10 @@ class BucketDelivery:
             return
         root = read_mark(self._client, self._location)[0]
         if root != self._manifest.root_digest:
+            what = f"began to publish {root[:12]}…" if root else "published or deleted"
             raise StoreError(
-                f"{self._location}: somebody else began to publish {root[:12]}… there meanwhile. "
-                f"Objects may be of both stores; agree on who publishes, and run the command again."
+                f"{self._location}: somebody else {what} there meanwhile. Objects may be of both "
+                f"stores; agree on who publishes, and run the command again."
             )
         if self._signature is not None:
             self._put(SIGNATURE, self._signature)
@@ -195,14 +199,18 @@ class BucketDelivery:
 
 
 def read_mark(client: Any, location: StoreUrl) -> tuple[str, list[str]]:
-    """Root digest of the store that is being published, and the objects that it replaces.
+    """Root digest of the store that is being published, "" for none, and the objects it replaces.
 
     Raises:
         StoreError: the object is none of ours.
     """
     try:
         with _refusals(f"{location}/{MARK}"):
-            mark = json.loads(bytes(client.get(MARK).bytes()))
+            try:
+                content = bytes(client.get(MARK).bytes())
+            except FileNotFoundError:
+                return "", []
+        mark = json.loads(content)
         return str(mark["root_digest"]), [inside(str(name)) for name in mark["replaces"]]
     except (ValueError, TypeError, KeyError):
         raise StoreError(
@@ -230,8 +238,8 @@ def _refusals(where: str) -> Iterator[None]:
                 f"in this folder; give credentials that may, in the environment."
             ) from None
         raise StoreError(
-            f"{where} cannot be written: {reason_of(error)[0]}. What arrived is kept; the same "
-            f"command goes on."
+            f"{where} cannot be written: {reason_and_status(error)[0]}. What arrived is kept; the "
+            f"same command goes on."
         ) from None
 
 

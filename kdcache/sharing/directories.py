@@ -35,6 +35,8 @@ INCOMING_SUFFIX = ".incoming"
 IDENTITY = "incoming.json"
 JOURNAL = "arrived.jsonl"
 REPLACED = "replaced"
+# Of a file that a server gives as a whole only, and that breaks off.
+ATTEMPTS = 5
 
 # SHA-256, bytes and time (ns) of a file that arrived.
 Seen = tuple[str, int, int]
@@ -44,11 +46,14 @@ class DirectoryTarget:
     """A path on a disk.
 
     Args:
-        path: of the store that arrives.
+        path: of the store that arrives; where it is a link to a directory, that is meant, and the
+            link stays.
     """
 
     def __init__(self, path: Path) -> None:
-        self.location = path if path.name else path.resolve()  # "." has no name to add to
+        is_link = path.is_symlink() and path.is_dir()
+        # "." has no name to add to.
+        self.location = path.resolve() if is_link or not path.name else path
 
     @contextmanager
     def receive(self, shipment: Shipment, replace: bool) -> Iterator[DirectoryDelivery | None]:
@@ -60,22 +65,25 @@ class DirectoryTarget:
                 write_file(path / SIGNATURE, shipment.signature)
             yield None
             return
+        _refuse_mounted(path)
         incoming = path.with_name(path.name + INCOMING_SUFFIX)
         _refuse_foreign(incoming)
-        _check_room(path, incoming, shipment.n_bytes)
+        there = disk_size(incoming) if incoming.is_dir() else 0
+        check_room(path, shipment.n_bytes - there)
         incoming.mkdir(parents=True, exist_ok=True)
         with StoreLock(incoming):
             _begin(incoming, shipment.manifest)
-            yield DirectoryDelivery(path, incoming, shipment)
+            yield DirectoryDelivery(path, incoming, shipment, replace)
 
 
 class DirectoryDelivery:
     """A store that is arriving in a directory; made by `DirectoryTarget`."""
 
-    def __init__(self, path: Path, incoming: Path, shipment: Shipment) -> None:
+    def __init__(self, path: Path, incoming: Path, shipment: Shipment, replace: bool) -> None:
         self._path = path
         self._incoming = incoming
         self._shipment = shipment
+        self._replace = replace
         self._lock = threading.Lock()
         self._arrived = _journal(incoming)
 
@@ -101,13 +109,8 @@ class DirectoryDelivery:
         partial = file.with_name(file.name + PARTIAL_SUFFIX)
         with open(partial, "a+b", buffering=0) as out:
             start = out.tell() if parcel.begins_anywhere else 0
-            try:
-                _fill(out, parcel, start, moved)
-            except (DamagedError, NoRanges):
-                if not start:
-                    raise
-                # What was there may be of another file, or the server gives whole files only.
-                _fill(out, parcel, 0, moved)
+            if not start or not _goes_on(out, parcel, start, moved):
+                _fill_whole(out, parcel, moved)
             with naming(str(file)):
                 os.fsync(out.fileno())
         os.replace(partial, file)
@@ -115,7 +118,10 @@ class DirectoryDelivery:
         self._note(parcel.name, _seen(file, parcel.sha256))
 
     def finish(self) -> None:
-        """As `Delivery.finish`: the store takes its name."""
+        """As `Delivery.finish`: the store takes its name, unless another did meanwhile."""
+        if _is_there(self._path, self._shipment.manifest, self._replace):
+            shutil.rmtree(self._incoming)
+            return
         for partial in self._incoming.rglob(f"*{PARTIAL_SUFFIX}"):
             partial.unlink()
         if self._shipment.signature is not None:
@@ -129,8 +135,34 @@ class DirectoryDelivery:
         shutil.rmtree(self._path / WORK)
 
     def _note(self, name: str, seen: Seen) -> None:
-        with self._lock, open(self._incoming / WORK / JOURNAL, "a") as journal:
-            journal.write(json.dumps([name, *seen]) + "\n")
+        journal = self._incoming / WORK / JOURNAL
+        with self._lock, naming(str(journal)), open(journal, "a") as file:
+            file.write(json.dumps([name, *seen]) + "\n")
+
+
+def _goes_on(out: BinaryIO, parcel: Parcel, start: int, moved: Moved) -> bool:
+    """Whether a file could be completed from byte `start` on."""
+    try:
+        _fill(out, parcel, start, moved)
+    except (DamagedError, NoRanges):
+        # What was there may be of another file, or the server gives whole files only.
+        return False
+    return True
+
+
+def _fill_whole(out: BinaryIO, parcel: Parcel, moved: Moved) -> None:
+    """Write a file from its first byte on, again where it breaks off and cannot be gone on with."""
+    for _ in range(ATTEMPTS):
+        try:
+            _fill(out, parcel, 0, moved)
+            return
+        except NoRanges:
+            continue
+    raise StoreError(
+        f"{parcel.where} broke off {ATTEMPTS} times, and its server gives whole files only, so it "
+        f"began anew each time. Run the command again over a better connection; files that arrived "
+        f"are kept."
+    )
 
 
 def _fill(out: BinaryIO, parcel: Parcel, start: int, moved: Moved) -> None:
@@ -197,14 +229,26 @@ def _refuse_foreign(incoming: Path) -> None:
         )
 
 
-def _check_room(path: Path, incoming: Path, n_bytes: int) -> None:
-    there = disk_size(incoming) if incoming.is_dir() else 0
+def _refuse_mounted(path: Path) -> None:
+    if os.path.ismount(path):
+        raise StoreError(
+            f"{path} is where a disk is mounted. A store takes its name when it is whole, which "
+            f"such a path does not allow. Name a path below it."
+        )
+
+
+def check_room(path: Path, n_bytes: int) -> None:
+    """There are so many bytes free where a path is, or will be.
+
+    Raises:
+        StoreError: there are not.
+    """
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(folder).free
-    if n_bytes - there > free:
+    if n_bytes > free:
         raise StoreError(
-            f"{path} takes {n_bytes - there} more bytes, {free} are free on its disk. Make room, "
-            f"or name a path on another disk."
+            f"{path} takes {n_bytes} more bytes, {free} are free on its disk. Make room, or name a "
+            f"path on another disk."
         )
 
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from kdcache.errors import StoreError
+from kdcache.errors import ConfigError, StoreError
 from kdcache.store.files import OpenFile, Range, StoreFiles, check_size
 from kdcache.store.location import StoreUrl, store_location, without_file_scheme
 from kdcache.store.manifest import MANIFEST, MAX_MANIFEST_BYTES
@@ -94,6 +94,29 @@ class HeldFiles:
         except FileNotFoundError:
             return True
         return now != self.read(MANIFEST, MAX_MANIFEST_BYTES)
+
+
+def check_apart(source: Path | StoreUrl, target: Path | StoreUrl) -> None:
+    """A source and a target of which neither lies within the other.
+
+    Raises:
+        ConfigError: one does, or they are the same.
+    """
+    here, there = _parts(source), _parts(target)
+    shared = min(len(here), len(there))
+    if here[:shared] != there[:shared]:
+        return
+    if here == there:
+        raise ConfigError(f"{source} is source and target. Name another target.")
+    inner, outer = (source, target) if len(here) > len(there) else (target, source)
+    raise ConfigError(
+        f"{inner} lies within {outer}. One would go, or be passed on, with the other. Name another "
+        f"target."
+    )
+
+
+def _parts(place: Path | StoreUrl) -> tuple[str, ...]:
+    return place.resolve().parts if isinstance(place, Path) else tuple(place.split("/"))
 
 
 def source_files(source: str | Path | StoreFiles) -> HeldFiles:

@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcache.errors import ConfigError, StoreError
+from kdcache.errors import StoreError
 from kdcache.progress import Progress, silent
 from kdcache.sharing.buckets import BucketTarget
 from kdcache.sharing.directories import DirectoryTarget
-from kdcache.sharing.held import HeldFiles, source_files
+from kdcache.sharing.held import check_apart, source_files
 from kdcache.sharing.rows import Selection, select
 from kdcache.sharing.shipment import ship
 from kdcache.sharing.transfer import DEFAULT_JOBS, Report, Target, transfer
@@ -51,11 +51,12 @@ def publish_store(
         progress: shows bytes.
 
     Raises:
+        ConfigError: source and target are the same, or one lies within the other.
         StoreError: the source is damaged or replaced meanwhile, something else is at the target, or
             it cannot be written.
     """
     files, place = source_files(source), target_of(target)
-    _refuse_same(files, place)
+    check_apart(files.location, place.location)
     shipment = ship(files, teachers=teachers, fields=fields, without_structures=without_structures)
     return transfer(shipment, place, "publish", jobs=jobs, replace=replace, progress=progress)
 
@@ -112,11 +113,11 @@ def pull_store(
         teachers, fields, jobs, progress: as for `publish_store`.
 
     Raises:
-        StoreError: as `publish_store`.
+        ConfigError, StoreError: as `publish_store`.
     """
     files = source_files(source)
     place = DirectoryTarget(local_path(without_file_scheme(target), "what is pulled"))
-    _refuse_same(files, place)
+    check_apart(files.location, place.location)
     shipment = ship(files, teachers=teachers, fields=fields)
     return transfer(shipment, place, "pull", jobs=jobs, progress=progress)
 
@@ -126,6 +127,7 @@ def select_rows(
     *,
     condition: str | None = None,
     sample: int | None = None,
+    seed: int | None = None,
     teachers: Sequence[str] | None = None,
     fields: Sequence[str] | None = None,
 ) -> Selection:
@@ -134,7 +136,12 @@ def select_rows(
     Only what is needed to choose is read: manifest, index, documents, and indices of shards.
     """
     return select(
-        source_files(source), condition=condition, sample=sample, teachers=teachers, fields=fields
+        source_files(source),
+        condition=condition,
+        sample=sample,
+        seed=seed,
+        teachers=teachers,
+        fields=fields,
     )
 
 
@@ -146,12 +153,3 @@ def target_of(target: str | Path) -> Target:
     """
     location = store_location(without_file_scheme(target))
     return BucketTarget(location) if isinstance(location, StoreUrl) else DirectoryTarget(location)
-
-
-def _refuse_same(files: HeldFiles, target: Target) -> None:
-    source, place = files.location, target.location
-    same = source == place
-    if isinstance(source, Path) and isinstance(place, Path):
-        same = source.resolve() == place.resolve()
-    if same:
-        raise ConfigError(f"{source} is source and target. Name another target.")

@@ -19,7 +19,8 @@ from kdcache.cluster import Here
 from kdcache.errors import ConfigError, StoreError
 from kdcache.progress import Progress, silent
 from kdcache.sharing.expressions import normal, where
-from kdcache.sharing.held import HeldFiles
+from kdcache.sharing.held import HeldFiles, check_apart
+from kdcache.store.choosing import Choice, choose_rows
 from kdcache.store.combining import plan_subset
 from kdcache.store.contents import array_documents, array_reader
 from kdcache.store.copy_shards import GroupCopy
@@ -93,10 +94,12 @@ class Selection:
             progress: shows structures, group by group.
 
         Raises:
+            ConfigError: the new store would lie within the source.
             StoreError: something is at `target`, the source is damaged, or it was replaced while
                 it was read.
         """
         target = refuse_existing(target if target.name else target.resolve())
+        check_apart(self.store.path, target)
         chosen = target.with_name(target.name + CHOSEN_SUFFIX)
         rewrite = self._planned(progress)
         if (chosen / MANIFEST).is_file():  # a kill fell between the two names
@@ -150,24 +153,30 @@ def select(
     *,
     condition: str | None = None,
     sample: int | None = None,
+    seed: int | None = None,
     teachers: Sequence[str] | None = None,
     fields: Sequence[str] | None = None,
 ) -> Selection:
     """Rows of a store that are wanted, and what reading them costs.
 
     A store is in a random order: its first rows are a random sample, of which whole blocks are
-    read. So a sample takes the first rows of those that satisfy the condition.
+    read. So a sample takes the first rows of those that satisfy the condition, the same for
+    everybody; with a seed it is drawn as `choose_rows` draws it, from all blocks.
 
     Args:
         files: of the store.
         condition: on columns of its index (`expressions.where`).
         sample: so many of the rows.
+        seed: of a sample that is drawn; None for the first rows.
         teachers, fields: kept; None for all.
 
     Raises:
-        ConfigError: no condition; no row, or fewer than the sample, satisfies it.
+        ConfigError: no condition; no row, or fewer than the sample, satisfies it; a seed of no
+            sample.
         StoreError: no such teacher or field, or a damaged store.
     """
+    if seed is not None and sample is None:
+        raise ConfigError("A seed draws a sample, and none is asked for. Give --sample, too.")
     store = open_store(files)
     check_wanted([store], fields)
     common_teachers([store], teachers)
@@ -186,8 +195,14 @@ def select(
                 f"A sample of {sample} is asked for, {len(rows)} structures of {store.path} are "
                 f"there to choose from. Ask for at most as many."
             )
-        rows = rows[:sample]
-        said.append(f"the first {sample} in store order")
+        if seed is None:
+            rows = rows[:sample]
+            said.append(f"the first {sample} in store order")
+        else:
+            left = None if condition is None else rows.tolist()
+            choice = Choice(rows=left, sample=sample, seed=seed)
+            rows = choose_rows(store, choice, Here())
+            said.append(f"a sample of {sample} with seed {seed}")
     cost = _cost(store, rows, teachers, fields)
     return Selection(store, rows, "; ".join(said) or "all", teachers, fields, cost)
 

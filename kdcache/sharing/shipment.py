@@ -20,19 +20,15 @@ from kdcache.fields import N_EDGES
 from kdcache.sharing.held import HeldFiles
 from kdcache.store.codecs import MAX_CHUNK_BYTES
 from kdcache.store.contents import ZARR, array_documents, expected_files, groups, node_documents
+from kdcache.store.documents import MAX_DOCUMENT_BYTES
+from kdcache.store.entries import TeacherEntry
 from kdcache.store.failures import FAILURES, largest_failures
 from kdcache.store.index import INDEX, largest_index
 from kdcache.store.layout import BlockPlan
-from kdcache.store.manifest import (
-    MAX_MANIFEST_BYTES,
-    PLAIN_FORMAT_VERSION,
-    Manifest,
-    TeacherEntry,
-    read_manifest,
-)
+from kdcache.store.manifest import MAX_MANIFEST_BYTES, PLAIN_FORMAT_VERSION, Manifest, read_manifest
 from kdcache.store.metadata import Json, readable, root_document
 from kdcache.store.provenance import check_wanted, common_teachers, kept_fields
-from kdcache.store.reader import MAX_DOCUMENT_BYTES, Store, open_store
+from kdcache.store.reader import Store, open_store
 from kdcache.store.shards import index_size
 from kdcache.store.signature import MAX_BYTES, SIGNATURE, read_signature
 from kdcache.store.withholding import withheld

@@ -161,13 +161,22 @@ def checked(parcel: Parcel, start: int, digest: _Hash, moved: Moved) -> Iterator
             moved(len(piece))
             yield piece
     except FileNotFoundError as error:
-        raise DamagedError(f"{error}: it is missing, and the store there incomplete.") from None
-    if done != parcel.size or digest.hexdigest() != parcel.sha256:
-        size = f"{done} bytes" if done <= parcel.size else f"more than {parcel.size} bytes"
         raise DamagedError(
-            f"{parcel.where} has digest {digest.hexdigest()[:12]}… ({size}), the manifest says "
-            f"{parcel.sha256[:12]}…: it was edited, damaged or cut off. It is not passed on; see "
-            f"what kdcache verify says of the store."
+            f"{error}: the manifest lists it, and the store there is incomplete. Run the command "
+            f"again once it is whole; what arrived is kept."
+        ) from None
+    if done != parcel.size:
+        came = f"{done} bytes" if done < parcel.size else "more"
+        raise DamagedError(
+            f"{parcel.where} was said to have {parcel.size} bytes, and {came} came: it was edited, "
+            f"damaged or cut off. It is not passed on; run the command again, or see what kdcache "
+            f"verify says of the store."
+        )
+    if digest.hexdigest() != parcel.sha256:
+        raise DamagedError(
+            f"{parcel.where} has digest {digest.hexdigest()[:12]}… ({done} bytes), the manifest "
+            f"says {parcel.sha256[:12]}…: it was edited, damaged or cut off. It is not passed on; "
+            f"see what kdcache verify says of the store."
         )
 
 

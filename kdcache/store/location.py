@@ -15,7 +15,7 @@ from kdcache.errors import StoreError
 
 SCHEMES = ("https", "http", "s3", "gs", "az")
 # `Path("https://host/x")` has one slash left; no local folder is called "https:".
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)/*([^/].*)", re.DOTALL)
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)/*([^/].*|)", re.DOTALL)
 
 
 class StoreUrl(str):

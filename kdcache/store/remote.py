@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
-from kdcache.errors import StoreError
+from kdcache.errors import StoreError, reason_of
 from kdcache.store.files import READ_AT_ONCE, Range, check_size, inside
 from kdcache.store.location import StoreUrl
 from kdcache.store.shards import FETCH_AGAIN, Bytes
@@ -176,7 +176,7 @@ class RemoteFiles:
         known = type(error).__module__.partition(".")[0] == "obstore" or isinstance(error, OSError)
         if not known:
             raise error
-        reason, status = reason_of(error)
+        reason, status = reason_and_status(error)
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"{self.where(name)} is not there") from None
         self._refuse(type(error).__name__, name)
@@ -275,12 +275,12 @@ def connect(location: StoreUrl, retries: int = 0) -> Any:
 
 def _refuse_address(location: StoreUrl, error: Exception) -> NoReturn:
     raise StoreError(
-        f"{location} cannot be opened: {reason_of(error)[0]}. Give what is missing in the "
+        f"{location} cannot be opened: {reason_and_status(error)[0]}. Give what is missing in the "
         f"environment as the service's own tools take it."
     ) from None
 
 
-def reason_of(error: Exception) -> tuple[str, int | None]:
+def reason_and_status(error: Exception) -> tuple[str, int | None]:
     """What went wrong in a few words, and the status of the answer where there was one."""
     text = str(error)
     answered = re.search(r"status code: ((\d{3})[A-Za-z '-]*)", text)
@@ -292,5 +292,4 @@ def reason_of(error: Exception) -> tuple[str, int | None]:
         return system[1], None
     if "TimedOut" in text:
         return "no answer in time", None
-    line = (text.splitlines() or [type(error).__name__])[0]
-    return line[:200].rstrip(". "), None
+    return reason_of(error), None

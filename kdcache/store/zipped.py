@@ -175,14 +175,15 @@ def _entries(path: Path, descriptor: int) -> dict[str, Entry]:
             f"Fetch it again."
         ) from None
     check_names((one.filename.removesuffix("/") for one in listed), str(path))
-    size = os.fstat(descriptor).st_size
+    # Behind the entries lies the list of them, which is nobody's content.
+    limit = archive.start_dir
     found: dict[str, Entry] = {}
     end = 0
     for one in sorted(listed, key=lambda entry: entry.header_offset):
         if one.filename.endswith("/") and not one.file_size:
             continue  # a folder, as other programs list them
         _check_plain(path, one)
-        if one.header_offset < end:
+        if not end <= one.header_offset <= limit:
             raise StoreError(_overlap(path, one))
         header = os.pread(descriptor, LOCAL_HEADER.size, one.header_offset)
         if len(header) < LOCAL_HEADER.size or header[:4] != LOCAL_SIGNATURE:
@@ -191,7 +192,7 @@ def _entries(path: Path, descriptor: int) -> dict[str, Entry]:
             )
         _, name_bytes, extra_bytes = LOCAL_HEADER.unpack(header)
         start = one.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes
-        if start + one.file_size > size:
+        if start + one.file_size > limit:
             raise StoreError(_overlap(path, one))
         end = start + one.file_size
         found[one.filename] = Entry(start, one.file_size)

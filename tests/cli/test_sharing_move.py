@@ -53,6 +53,20 @@ def test_a_sample_says_its_cost_first_and_trains(
             "--preset", "painn-small", "--strategy", "n2n", *options)  # fmt: skip
 
 
+def test_a_sample_with_a_seed_is_that_of_a_subset(features: Path, tmp_path: Path) -> None:
+    drawn, subset = tmp_path / "drawn.zarr", tmp_path / "subset.zarr"
+    said = kdcache("pull", features, "-o", drawn, "--sample", 9, "--seed", 5)
+    assert said.startswith("9 of 24 structures: a sample of 9 with seed 5; ")
+    kdcache("subset", features, "-o", subset, "--sample", 9, "--seed", 5)
+    ids = open_store(subset).index.structure_id.tolist()
+    assert open_store(drawn).index.structure_id.tolist() == ids
+    assert read_manifest(drawn).root_digest == read_manifest(subset).root_digest
+    shown = " ".join(kdcache("pull", "--help").split())
+    assert "the same for everybody" in shown
+    assert "as subset --seed does" in shown
+    assert "none is asked for" in refused("pull", features, "-o", tmp_path / "x", "--seed", 5)
+
+
 def test_some_structures_are_published(features: Path, tmp_path: Path) -> None:
     said = kdcache("publish", features, tmp_path / "few.zarr", "--where",
                    "n_atoms<3 or split=='val'", "--scratch", tmp_path)  # fmt: skip

@@ -27,6 +27,7 @@ from kdcache.store import (
     plan_blocks,
     verify_store,
 )
+from kdcache.store.failures import FAILURES
 from kdcache.structures import dataset_digest
 from tests.cli.commands import SMALL_BLOCKS, dataset, write_structures
 
@@ -45,6 +46,24 @@ from kdcache_cli.main import main
 
 for command in sys.stdin.read().splitlines():
     main(command.split("\\t"), standalone_mode=False)
+"""
+
+# A teacher whose errors name a place, as those of missing tables do: the whole path, a part of one.
+FAILING = f"""
+from kdcache.teachers.native import load_native
+
+
+def make(*arguments, **options):
+    teacher = load_native(*arguments, **options)
+    compute = teacher.compute
+
+    def failing(batch):
+        if (batch.structure_index.bincount() == 1).any():
+            raise ValueError("no table in {FOLDER}/tables/{USER}.bin or ~/{USER} or /home/{USER}/x")
+        return compute(batch)
+
+    teacher.compute = failing
+    return teacher
 """
 
 
@@ -123,7 +142,10 @@ def test_no_path_user_or_host_name_gets_into_a_store(
     shutil.copy(data, folder / "frames.extxyz")
     shutil.copytree(teacher, folder / "run")
     write_structures(folder / "others.extxyz", dataset(30)[24:])
+    (folder / "failing.py").write_text(FAILING)
     dump = ("--teacher", folder / "run", "--tap", "node/msg=message_layers.0", "--env-report")
+    labelled = folder / "run" / "labelled.zarr"
+    skip = ("--teacher-format", "failing:make", "--on-error", "skip", "--name", "failing")
     commands = [
         ("import", folder / "frames.extxyz", "-o", "imported.zarr", "--cutoff", "3"),
         ("dump-teacher", folder / "frames.extxyz", *dump, "-o", "dumped.zarr", *SMALL_BLOCKS),
@@ -136,11 +158,23 @@ def test_no_path_user_or_host_name_gets_into_a_store(
         ("import", folder / "others.extxyz", "-o", folder / "narrow.zarr", "--cutoff", "2"),
         ("merge", folder / "wide.zarr", folder / "narrow.zarr", "-o", "both.zarr"),
         ("convert", folder / "dumped.zarr", "-o", "converted.zarr", "--codec", "compact"),
-        ("annotate", "subset.zarr", "--creator", "A. Lab"),
+        ("annotate", "subset.zarr", "--creator", "A. Lab", "--licence-labels", "ask us"),
+        ("dump-teacher", folder / "frames.extxyz", *dump, *skip, "-o", "failed.zarr"),
+        ("publish", folder / "dumped.zarr", folder / "part.zarr", "--fields", "node,energy"),
+        ("publish", "failed.zarr", folder / "few.zarr", "--where", "n_atoms < 4"),
+        ("publish", folder / "dumped.zarr", "held.zarr", "--without-structures"),
+        ("pull", folder / "failed.zarr", "-o", folder / "sample.zarr", "--sample", "7"),
+        ("pull", "dumped.zarr", "-o", "drawn.zarr", "--sample", "7", "--seed", "3"),
+        ("pack", folder / "dumped.zarr", "-o", folder / "packed.zip"),
+        ("pull", folder / "packed.zip", "-o", "unpacked.zarr"),
+        ("augment", folder / "dumped.zarr", "--teacher", folder / "run", "-o", "rattled.zarr"),
+        ("export", "dumped.zarr", "-o", labelled, "--to", "nvalchemi", "--teacher", "teacher"),
+        ("import-nvalchemi", labelled, "-o", "labelled.zarr", "--name", "run"),
         ("keygen", folder / "lab.pem"),
         ("sign", "dumped.zarr", "--key", folder / "lab.pem"),
         ("withhold", folder / "dumped.zarr", "-o", "shared.zarr"),
         ("join", "shared.zarr", folder / "frames.extxyz", "-o", "joined.zarr"),
+        ("join", "shared.zarr", folder / "frames.extxyz", "-o", "own.zarr", "--own-labels"),
     ]  # fmt: skip
     names = {"USER": USER, "LOGNAME": USER, "USERNAME": USER, "HOSTNAME": HOST, "HOST": HOST}
     result = subprocess.run(
@@ -154,14 +188,16 @@ def test_no_path_user_or_host_name_gets_into_a_store(
     )
     assert result.returncode == 0, result.stderr
     stores = sorted(folder.glob("*.zarr"))
-    assert len(stores) == 10
+    assert len(stores) == 20
+    for name in ("failed", "few", "sample"):
+        assert (folder / f"{name}.zarr" / "teachers" / "failing" / FAILURES).is_file()
     # tmp_path itself is a path of this machine, and says who runs the tests.
     words = (FOLDER, USER, HOST, str(tmp_path))
     for store in stores:
         assert verify_store(store).problems == []
         sources = open_store(store).manifest.dataset.sources
         assert sources
-        assert set(sources) <= {"frames.extxyz", "others.extxyz"}
+        assert set(sources) <= {"frames.extxyz", "others.extxyz", "labelled.zarr", "dumped.zarr"}
         for name, content in contents(store):
             for word in told(words):
                 assert word not in content, f"{word!r} in {store.name}: {name}"

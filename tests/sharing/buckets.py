@@ -22,6 +22,7 @@ class BucketServer:
         requests: by method.
         busy: so many uploads are answered with 503 first.
         victim: (process, requests): who is killed (-9) at its so-manieth request.
+        before: by path, done once before what is put there is.
         sent, received: bytes of bodies.
     """
 
@@ -37,6 +38,7 @@ class BucketServer:
         self.requests: Counter[str] = Counter()
         self.busy = 0
         self.victim: tuple[int, int] | None = None
+        self.before: dict[str, Callable[[], None]] = {}
         self.sent = self.received = 0
         self.lock = threading.Lock()
 
@@ -73,6 +75,9 @@ class BucketServer:
                     self.victim = None
                 busy = method == "PUT" and self.busy > 0
                 self.busy -= busy
+            before = self.before.pop(environ["PATH_INFO"], None) if method == "PUT" else None
+            if before is not None:
+                before()
             if busy:
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
                 start_response("503 Slow Down", [("Content-Length", "0")])

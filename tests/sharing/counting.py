@@ -21,6 +21,8 @@ class CountingServer(FileServer):
         victim: (process, bytes): who is killed (-9) once so many are sent.
         fail_gets: by path, status that its content is answered with, though its size is told.
         before: by path, done once before its content is sent.
+        bodies: by path, sent in place of its content, whatever its size was said to be.
+        moved: by path, where a request for it is sent on to.
         ranges_asked: by path, the Range header of every request for its content.
     """
 
@@ -31,6 +33,8 @@ class CountingServer(FileServer):
         self.victim: tuple[int, int] | None = None
         self.fail_gets: dict[str, int] = {}
         self.before: dict[str, Callable[[], None]] = {}
+        self.bodies: dict[str, bytes] = {}
+        self.moved: dict[str, str] = {}
         self.ranges_asked: defaultdict[str, list[str]] = defaultdict(list)
 
     def count(self, n_bytes: int) -> None:
@@ -47,8 +51,14 @@ class CountingServer(FileServer):
 class _CountingHandler(_Handler):
     server: CountingServer
 
+    def do_HEAD(self) -> None:
+        if not self._sent_on():
+            super().do_HEAD()
+
     def do_GET(self) -> None:
         path = self.path.lstrip("/")
+        if self._sent_on():
+            return
         with self.server.lock:
             self.server.ranges_asked[path].append(self.headers.get("Range", ""))
             before = self.server.before.pop(path, None)
@@ -56,8 +66,23 @@ class _CountingHandler(_Handler):
             before()
         if path in self.server.fail_gets:
             self._send(self.server.fail_gets[path], path, True, False)
+        elif path in self.server.bodies:
+            body = self.server.bodies[path]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
         else:
             super().do_GET()
+
+    def _sent_on(self) -> bool:
+        target = self.server.moved.get(self.path.lstrip("/"))
+        if target is not None:
+            self.send_response(302)
+            self.send_header("Location", target)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        return target is not None
 
     def setup(self) -> None:
         super().setup()

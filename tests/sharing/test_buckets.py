@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdcache.errors import StoreError
+from kdcache.errors import ConfigError, StoreError
 from kdcache.sharing import buckets, publish_rows, publish_store, pull_store, select_rows
 from kdcache.sharing.buckets import MARK
 from kdcache.sharing.held import source_files
@@ -178,6 +179,37 @@ def test_while_a_store_gives_way_there_is_none(
     assert verify_store(address).problems == []
 
 
+def test_an_empty_folder_as_consoles_make_it_is_no_obstacle(
+    s3: BucketServer, address: str, folder: str, small: Path
+) -> None:
+    make = urllib.request.Request(f"{s3.endpoint}/bucket/{folder}/", data=b"", method="PUT")
+    urllib.request.urlopen(make).read()
+    publish_store(small, address)
+    assert open_store(address).manifest.root_digest == read_manifest(small).root_digest
+
+
+def test_what_a_manifest_lists_beside_a_store_is_not_deleted(
+    s3: BucketServer, address: str, folder: str, small: Path, other: Path
+) -> None:
+    publish_store(other, address)
+    manifest, client = read_manifest(other), s3.client(folder)
+    listed = {**manifest.digests, "README": "0" * 64, "../other.zarr/zarr.json": "0" * 64}
+    client.put(MANIFEST, manifest.model_copy(update={"digests": listed}).sealed().to_bytes())
+    client.put("README", b"mine")
+    publish_store(small, address, replace=True)
+    assert s3.objects(folder) == {**files_of(small), "README": b"mine"}
+
+
+def test_a_store_is_not_published_into_its_own_folder(
+    s3: BucketServer, address: str, folder: str, small: Path
+) -> None:
+    publish_store(small, address)
+    for source, target in ((address, f"{address}/x"), (f"{address}/x", address)):
+        with pytest.raises(ConfigError, match=r"/x lies within s3://"):
+            publish_store(source, target, replace=True)
+    assert s3.objects(folder) == files_of(small)
+
+
 def test_a_folder_of_other_things_is_never_touched(
     s3: BucketServer, address: str, folder: str, small: Path
 ) -> None:
@@ -201,6 +233,19 @@ def test_somebody_else_who_begins_meanwhile_is_noticed(
     with pytest.raises(StoreError, match=r"somebody else began to publish ffffffffffff"):
         publish_store(small, address)
     assert MANIFEST not in s3.objects(folder)
+
+
+def test_somebody_else_who_finishes_meanwhile_is_noticed(
+    s3: BucketServer, address: str, folder: str, small: Path
+) -> None:
+    def publish() -> None:
+        publish_store(small, address)
+
+    s3.before[f"/bucket/{folder}/index.parquet"] = publish
+    with pytest.raises(StoreError, match=r"somebody else published or deleted there meanwhile"):
+        publish_store(small, address)
+    assert publish_store(small, address).was_there
+    assert s3.objects(folder) == files_of(small)
 
 
 def test_a_busy_service_is_asked_again(

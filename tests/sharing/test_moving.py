@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import numpy as np
 import pytest
 
 from kdcache.errors import ConfigError, StoreError
-from kdcache.sharing import directories, publish_store, pull_store
+from kdcache.sharing import directories, pack_store, publish_store, pull_store, select_rows
 from kdcache.sharing.held import source_files
 from kdcache.sharing.shipment import Parcel, Shipment, ship
-from kdcache.sharing.transfer import Moved, Report, transfer
-from kdcache.store import add_teacher, open_store, read_manifest, verify_store
+from kdcache.sharing.transfer import DamagedError, Moved, Report, checked, transfer
+from kdcache.store import add_teacher, open_store, read_manifest, remote, verify_store
 from kdcache.store.joining import join_store
 from kdcache.store.manifest import MANIFEST
 from kdcache.store.signature import SIGNATURE, make_keys, read_private_key, sign_store
@@ -200,6 +201,80 @@ def test_a_busy_server_and_answers_that_break_off_do_no_harm(
     assert server.cut[f"copied.zarr/{SHARD}"] == server.busy[f"copied.zarr/{SHARD}"] == 0
 
 
+@pytest.mark.parametrize("body", [b"", b"x", b"<html>please log in</html>", None])
+def test_another_size_than_was_said_is_refused_by_both_numbers(
+    url: str, server: CountingServer, finished: Path, tmp_path: Path, body: bytes | None
+) -> None:
+    content, target = (finished / SHARD).read_bytes(), tmp_path / "target.zarr"
+    server.bodies[f"copied.zarr/{SHARD}"] = content + b"x" if body is None else body
+    came = "more" if body is None else f"{len(body)} bytes"
+    said = rf"{SHARD} was said to have {len(content)} bytes, and {came} came"
+    with pytest.raises(StoreError, match=said):
+        pull_store(url, target)
+    assert not (incoming(target) / SHARD).exists()
+    server.bodies.clear()
+    pull_store(url, target)
+    assert files_of(target) == files_of(finished)
+
+
+def test_a_file_that_vanishes_meanwhile_is_said(
+    url: str, server: CountingServer, tmp_path: Path
+) -> None:
+    server.fail_gets[f"copied.zarr/{SHARD}"] = 404
+    with pytest.raises(StoreError, match=rf"{SHARD} is not there: the manifest lists it"):
+        pull_store(url, tmp_path / "target.zarr")
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("elsewhere", ""),
+        ("index.parquet", r"bytes, its layout allows|has digest|was said to have"),
+        (SHARD, "could not be read 5 times"),
+        ("file:///etc/hostname", "could not be read 5 times"),
+    ],
+)
+def test_a_server_that_sends_on_is_followed_to_the_right_bytes_alone(
+    url: str, server: CountingServer, copied: Path, tmp_path: Path, target: str, said: str
+) -> None:
+    shutil.copy(copied / SHARD, copied / "elsewhere")
+    to = target if ":" in target else f"/copied.zarr/{target}"
+    server.moved[f"copied.zarr/{SHARD}"] = to
+    if said:
+        with pytest.raises(StoreError, match=said):
+            pull_store(url, tmp_path / "target.zarr")
+        assert not (incoming(tmp_path / "target.zarr") / SHARD).exists()
+    else:
+        pull_store(url, tmp_path / "target.zarr")
+        assert verify_store(tmp_path / "target.zarr").problems == []
+
+
+def test_a_file_that_breaks_off_is_begun_anew_where_a_server_has_no_ranges(
+    url: str,
+    server: CountingServer,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote, "READ_AT_ONCE", 16)  # some of it has come before it breaks off
+    server.ranges, target, path = False, tmp_path / "target.zarr", f"copied.zarr/{SHARD}"
+    server.cut[path] = 1000
+    with pytest.raises(StoreError, match=rf"{SHARD} broke off 5 times, .* whole files only"):
+        pull_store(url, target, jobs=1)
+    server.ranges_asked.clear()
+    server.cut[path] = 3
+    counted: list[int] = []
+
+    @contextmanager
+    def counting(label: str, total: int | None, unit: str) -> Iterator[Any]:
+        yield lambda n_bytes=1, /, note="": counted.append(n_bytes)
+
+    report = pull_store(url, target, jobs=1, progress=counting)
+    assert files_of(target) == files_of(finished)
+    assert server.ranges_asked[path] == ["bytes=212-", "", "bytes=212-", ""]
+    assert sum(counted) == report.n_bytes  # what came in vain is not counted
+
+
 @pytest.mark.parametrize("status", [500, 503, 403])
 def test_a_server_that_fails_is_said_and_what_arrived_is_kept(
     url: str, server: CountingServer, finished: Path, tmp_path: Path, status: int
@@ -282,6 +357,70 @@ def test_a_partial_file_is_begun_anew_where_a_server_has_no_ranges(
     assert files_of(target) == files_of(finished)
 
 
+def test_a_file_that_does_not_end_is_not_read_on() -> None:
+    taken: list[int] = []
+
+    def stream(start: int) -> Iterator[bytes]:
+        for _ in range(100):
+            taken.append(10)
+            yield bytes(10)
+
+    parcel = Parcel("c/0", 25, "0" * 64, "there/c/0", False, stream)
+    with pytest.raises(DamagedError, match="there/c/0 was said to have 25 bytes, and more came"):
+        list(checked(parcel, 0, hashlib.sha256(), lambda _: None))
+    assert sum(taken) == 30
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    named: list[str] = []
+
+    def sync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def checking(rename: Callable[..., None]) -> Callable[..., None]:
+        def renamed(source: Path, target: Path) -> None:
+            if source.is_file():
+                assert source.stat().st_ino in synced, source
+                named.append(target.name)
+            rename(source, target)
+
+        return renamed
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", checking(os.replace))
+    monkeypatch.setattr(os, "rename", checking(os.rename))
+    report = publish_store(finished, tmp_path / "target.zarr")
+    assert len(named) == report.n_files + 2  # the manifest, and the identity of what arrives
+    named.clear()
+    pack_store(finished, tmp_path / "packed.zip")
+    assert named == ["packed.zip"]
+
+
+def test_what_has_arrived_needs_no_room_again_and_parts_of_files_go(
+    url: str,
+    server: CountingServer,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = tmp_path / "target.zarr"
+    begun(url, server, target).write_bytes(b"of this file")
+    (incoming(target) / "structures" / "c.partial").write_bytes(b"of no file")
+    there = sum(map(len, files_of(incoming(target)).values()))
+    missing = ship(source_files(finished)).n_bytes - there
+    usage: Any = type("usage", (), {"free": missing - 1})
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(StoreError, match=rf"takes {missing} more bytes, {missing - 1} are"):
+            pull_store(url, target)
+        usage.free = missing
+        pull_store(url, target)
+    assert files_of(target) == files_of(finished)
+
+
 def test_an_arrived_file_that_was_touched_since_is_looked_at_again(
     url: str, server: CountingServer, finished: Path, tmp_path: Path
 ) -> None:
@@ -347,6 +486,94 @@ def test_two_at_once_do_not_write_over_each_other(
     assert files_of(target) == files_of(finished)
 
 
+def test_a_store_that_came_to_the_target_meanwhile_is_not_overwritten(
+    url: str, server: CountingServer, finished: Path, other: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target.zarr"
+    server.before[f"copied.zarr/{SHARD}"] = lambda: os.rename(other, target)
+    with pytest.raises(StoreError, match=r"target.zarr is another store .*Nothing is overwritten"):
+        pull_store(url, target)
+    root = read_manifest(target).root_digest
+    assert root != read_manifest(finished).root_digest
+    publish_store(finished, target, replace=True)  # asked for: with what has arrived
+    assert files_of(target) == files_of(finished)
+
+
+def test_something_that_came_to_the_target_meanwhile_is_not_overwritten(
+    url: str, server: CountingServer, tmp_path: Path
+) -> None:
+    target = tmp_path / "target.zarr"
+
+    def begin() -> None:
+        target.mkdir()
+        (target / "mine").write_text("mine")
+
+    server.before[f"copied.zarr/{SHARD}"] = begin
+    with pytest.raises(StoreError, match=r"exists and is no finished store\. Nothing is"):
+        pull_store(url, target)
+    assert files_of(target) == {"mine": b"mine"}
+
+
+def test_the_same_store_that_came_meanwhile_is_enough(
+    url: str, server: CountingServer, finished: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target.zarr"
+
+    def bring() -> None:
+        shutil.copytree(finished, target)
+
+    server.before[f"copied.zarr/{SHARD}"] = bring
+    pull_store(url, target)
+    assert files_of(target) == files_of(finished)
+    assert not incoming(target).exists()
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_store_arrives_where_a_link_leads(
+    finished: Path, other: Path, tmp_path: Path, replace: bool
+) -> None:
+    (tmp_path / "disk").mkdir()
+    place = tmp_path / "disk" / "place.zarr"
+    os.rename(other, place) if replace else place.mkdir()
+    (tmp_path / "link.zarr").symlink_to(place)
+    publish_store(finished, tmp_path / "link.zarr", replace=replace)
+    assert (tmp_path / "link.zarr").is_symlink()
+    assert files_of(place) == files_of(finished)
+    assert not list(tmp_path.rglob("*.incoming"))
+
+
+def test_a_path_that_cannot_be_renamed_to_is_said_before_anything_is_moved(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "disk"
+    target.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == target)
+    with pytest.raises(StoreError, match=r"disk is where a disk is mounted\. .*path below it"):
+        publish_store(finished, target)
+    assert not incoming(target).exists()
+    publish_store(finished, target / "below.zarr")
+    assert files_of(target / "below.zarr") == files_of(finished)
+
+
+def test_a_disk_that_is_full_when_an_arrival_is_noted_is_said_by_name(
+    url: str, server: CountingServer, finished: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target.zarr"
+    journal = incoming(target) / ".work" / "arrived.jsonl"
+
+    def fill() -> None:
+        journal.unlink(missing_ok=True)
+        journal.symlink_to("/dev/full")
+
+    server.before[f"copied.zarr/{SHARD}"] = fill
+    with pytest.raises(OSError, match="No space left") as caught:
+        pull_store(url, target, jobs=1)
+    assert caught.value.filename == str(journal)
+    journal.unlink()
+    pull_store(url, target)
+    assert files_of(target) == files_of(finished)
+
+
 def test_a_disk_too_small_is_said_before_anything_is_written(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,9 +630,41 @@ def test_a_store_may_arrive_in_the_directory_one_is_in(
     assert files_of(tmp_path / "empty") == files_of(finished)
 
 
-def test_a_store_is_not_moved_to_itself(copied: Path) -> None:
-    with pytest.raises(ConfigError, match="is source and target"):
-        publish_store(copied, copied.parent / "." / copied.name)
+def test_a_store_is_not_moved_to_itself(copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.zarr").symlink_to(copied)
+    for target in (copied.parent / "." / copied.name, f"file://{copied}", tmp_path / "link.zarr"):
+        with pytest.raises(ConfigError, match="is source and target"):
+            publish_store(copied, target)
+
+
+def test_neither_source_nor_target_lies_within_the_other(
+    copied: Path, finished: Path, other: Path
+) -> None:
+    before = files_of(copied)
+    (copied.parent / "link").symlink_to(copied)
+    for within in (copied / "x.zarr", copied.parent / "link" / "deep" / "x.zarr"):
+        for move in (publish_store, pull_store, pack_store):
+            with pytest.raises(ConfigError, match=r"x\.zarr lies within .*copied\.zarr\. One"):
+                move(copied, within)
+        with pytest.raises(ConfigError, match=r"x\.zarr lies within"):
+            select_rows(copied, sample=3).write(within)
+    assert files_of(copied) == before
+    inner = Path(shutil.copytree(finished, other / "inner.zarr"))
+    with pytest.raises(ConfigError, match=r"inner\.zarr lies within .*other\.zarr\."):
+        publish_store(inner, other, replace=True)  # the source would go with what it replaces
+    assert files_of(inner) == files_of(finished)
+    # A name that merely begins alike is another folder.
+    publish_store(finished, copied.with_name(copied.name + "2"))
+
+
+@pytest.mark.parametrize("target", ["s3://", "https://", "s3:///"])
+def test_an_address_without_a_bucket_is_no_path(
+    finished: Path, tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="must be the plain address of a folder"):
+        publish_store(finished, target)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("target", ["https://host/x.zarr", "ftp://host/x", "file://host/x"])

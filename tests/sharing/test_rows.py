@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from kdcache.cluster import Here
 from kdcache.errors import ConfigError, StoreError
 from kdcache.fields import FieldSpec
 from kdcache.sharing import select_rows
@@ -18,12 +21,23 @@ from kdcache.store import (
     index_from_plan,
     open_store,
     plan_blocks,
+    read_manifest,
     verify_store,
 )
+from kdcache.store.choosing import Choice, choose_rows
 from kdcache.store.index import INDEX
 from kdcache.store.manifest import MANIFEST
+from kdcache.store.shards import index_size
 from tests.sharing.counting import CountingServer, counted
-from tests.store.sample import STRUCTURES, Sample, make_dataset, teacher_entry, write_all
+from tests.store.sample import (
+    STRUCTURES,
+    Sample,
+    make_dataset,
+    make_sample,
+    teacher_entry,
+    write_all,
+    write_store,
+)
 
 N_STRUCTURES = 1500
 NODE = (FieldSpec("node", "atom", (256,), codec="half"), FieldSpec("energy", "structure"))
@@ -97,6 +111,42 @@ def test_a_sample_is_whole_and_holds_the_first_rows(url: str, large: Path, tmp_p
     np.testing.assert_array_equal(part.read(name), whole.read(name)[:n_atoms])
     labelled = np.isfinite(whole.read("structures/energy")[:37]).sum()
     assert part.manifest.dataset.n_labelled == labelled < 37
+
+
+def test_a_sample_with_a_seed_is_that_of_a_subset(large: Path, tmp_path: Path) -> None:
+    store = open_store(large)
+    few = np.flatnonzero(store.index.n_atoms < 6)
+    for condition, rows in ((None, None), ("n_atoms < 6", few.tolist())):
+        options: dict[str, Any] = {"condition": condition, "sample": 40}
+        drawn = select_rows(large, seed=3, **options)
+        wanted = choose_rows(store, Choice(rows=rows, sample=40, seed=3), Here())
+        np.testing.assert_array_equal(drawn.rows, wanted)
+        assert drawn.description.endswith("a sample of 40 with seed 3")
+        assert set(drawn.rows) != set(select_rows(large, seed=4, **options).rows)
+        assert drawn.cost.n_blocks > 2 * select_rows(large, **options).cost.n_blocks
+    drawn.write(tmp_path / "drawn.zarr")
+    assert verify_store(tmp_path / "drawn.zarr").problems == []
+    with pytest.raises(StoreError, match="and nothing is overwritten"):
+        select_rows(large, seed=4, sample=40).write(tmp_path / "drawn.zarr")
+
+
+def test_all_rows_cost_all_chunks(finished: Path) -> None:
+    """Those of scales, too, to the byte: files of shards without the index at their ends."""
+    tail = index_size(open_store(finished).plan.blocks_per_shard)
+    shards = [file for file in finished.rglob("c/**/*") if file.is_file()]
+    chunks = sum(file.stat().st_size - tail for file in shards)
+    small = (finished / INDEX).stat().st_size + (finished / MANIFEST).stat().st_size
+    assert select_rows(finished).cost.n_bytes == chunks + small
+
+
+def test_a_structure_with_an_energy_alone_is_not_labelled(tmp_path: Path) -> None:
+    made = make_sample()
+    without = [one for one in made.dataset if one.energy is not None][1]
+    changed = [replace(one, forces=None) if one is without else one for one in made.dataset]
+    path = write_store(tmp_path / "some.zarr", replace(made, dataset=changed))
+    select_rows(path, sample=20).write(tmp_path / "all.zarr")
+    labelled = [one for one in changed if one.energy is not None and one.forces is not None]
+    assert read_manifest(tmp_path / "all.zarr").dataset.n_labelled == len(labelled)
 
 
 def test_rows_of_all_blocks_cost_all_blocks_and_it_is_said_before(
@@ -176,6 +226,8 @@ def test_what_a_kill_between_two_names_left_is_made_again(finished: Path, tmp_pa
         ({"condition": "n_atoms > 99"}, "holds for none of the 20 structures"),
         ({"sample": 21}, "A sample of 21 is asked for, 20 structures"),
         ({"condition": "n_atoms < 6", "sample": 15}, "A sample of 15 is asked for, 13 structures"),
+        ({"condition": "n_atoms < 6", "sample": 15, "seed": 1}, "A sample of 15 is asked for, 13"),
+        ({"condition": "n_atoms < 6", "seed": 1}, "A seed draws a sample"),
         ({"sample": 3, "fields": ["nod"]}, "did you mean node"),
         ({"sample": 3, "teachers": ["pain"]}, "did you mean painn"),
     ],
