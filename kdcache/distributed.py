@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kdcache.config import TrainingConfig
-from kdcache.errors import ConfigError, TrainingError
+from kdcache.errors import ConfigError, TrainingError, reason_of
 
 # A process that is stuck, not gone: a lost connection is noticed at once.
 STEP_TIMEOUT = timedelta(minutes=30)
@@ -238,8 +238,7 @@ def _together() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][:200]
         raise TrainingError(
-            f"Another process of this run is gone or stuck ({reason}). See what it said; the same "
-            f"command goes on from the last checkpoint."
+            f"Another process of this run is gone or stuck ({reason_of(error)}). See what it said; "
+            f"the same command goes on from the last checkpoint."
         ) from error

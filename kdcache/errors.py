@@ -13,6 +13,7 @@ from contextlib import contextmanager
 # As many names as an error line bears; the modules of a model are hundreds.
 LISTED = 20
 LONGEST_LINE = 2000
+LONGEST_REASON = 300
 
 
 def printable(text: str) -> str:
@@ -73,6 +74,23 @@ class ClusterError(KdcacheError):
 
 class ContractError(KdcacheError):
     """A teacher, model or reader of somebody's own does not do what its interface promises."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What the error of a library says, as part of a line: printable, bounded, without a last stop.
+
+    All its lines in one, because some libraries name the trouble in the first and some in the last.
+
+    Example:
+        >>> reason_of(ValueError("expected a list,   found a number."))
+        'expected a list, found a number'
+        >>> reason_of(EOFError())
+        'EOFError'
+    """
+    # What torch raises in C++ ends in the stack it was raised from.
+    text = str(error).partition("\nException raised from ")[0]
+    said = printable(" ".join(text.split())) or type(error).__name__
+    return said.rstrip(". ") if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]}…"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -28,10 +28,11 @@ from kdcache.readers.dataset import Source, States
 from kdcache.splits import check_fractions, choose_splits
 from kdcache.spool import Spool, SpoolWriter, open_spool
 from kdcache.store import Store, create_store, open_store
+from kdcache.store.entries import DatasetEntry, GraphEntry, Licences
 from kdcache.store.index import index_from_plan
 from kdcache.store.layout import plan_blocks
 from kdcache.store.location import is_url, local_path
-from kdcache.store.manifest import MANIFEST, DatasetEntry, GraphEntry, Licences
+from kdcache.store.manifest import MANIFEST
 from kdcache.store.work import WORK, StoreLock, unfinished_groups
 from kdcache.structures import IntArray, Structure, dataset_digest
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from kdcache.errors import DataError, KdcacheError, printable
+from kdcache.errors import DataError, KdcacheError, printable, reason_of
 
 
 class ForbiddenGlobalError(DataError):
@@ -114,9 +114,9 @@ def load_restricted(data: bytes, allowed: Mapping[tuple[str, str], object]) -> o
         raise
     # A damaged pickle raises whatever its opcodes run into: EOFError, KeyError, TypeError, ...
     except Exception as error:
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        reason = printable(reason)
-        raise DataError(f"it is no complete pickle ({reason}). Get the file again.") from error
+        raise DataError(
+            f"it is no complete pickle ({reason_of(error)}). Get the file again."
+        ) from error
 
 
 def refused_name(error: Exception) -> str | None:

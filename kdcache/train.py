@@ -8,7 +8,6 @@ Invariant: a run continued from any checkpoint takes the same steps as one never
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -24,8 +23,10 @@ from kdcache.checkpoint import (
     MODEL_CARD,
     State,
     check_run_directory,
+    check_state,
     load_optimizer_state,
     optimizer_state,
+    read_json,
     save_potential,
     save_state,
     state_to_go_on_from,
@@ -38,7 +39,7 @@ from kdcache.distill.losses import GroundTruthLoss
 from kdcache.distill.schedules import Clock
 from kdcache.distill.shared import check_shareable, part_counts
 from kdcache.distributed import ALONE, World, connected, launched
-from kdcache.errors import TrainingError
+from kdcache.errors import TrainingError, reason_of
 from kdcache.evaluate import Metrics
 from kdcache.logbook import Logbook
 from kdcache.mixing import (
@@ -353,11 +354,16 @@ class Trainer:
         )
 
     def restore(self, state: State) -> None:
-        """Go back to a state that `state` gave, in this or another process."""
+        """Go back to a state that `state` gave, in this or another process.
+
+        Raises:
+            TrainingError: it is none of this run.
+        """
+        check_state(self.run, state, self.state(), self.optimizer)
         self.potential.model.load_state_dict(state.tensors["model"])
         self.terms.load_state_dict(state.tensors["terms"])
         self.average.load_state_dict(state.tensors["average"])
-        load_optimizer_state(self.optimizer, state.tensors["optimizer"], state.values["optimizer"])
+        load_optimizer_state(self.optimizer, state.tensors["optimizer"])
         self.rate.load_state_dict(state.values["rate"])
         self._sums = {k: v.to(self.device) for k, v in state.tensors.get("sums", {}).items()}
         self._keep_sums_at_first()
@@ -408,8 +414,7 @@ class Trainer:
     def _finish(self) -> TrainingResult:
         metrics = None
         if self.world.is_first:
-            notes = json.loads((self.run / MODEL_CARD).read_text())["notes"]
-            metrics = Metrics(**notes["validation"]) if "validation" in notes else None
+            metrics = _kept_metrics(self.run)
         structures = self.step * sum(sampler.batch_size for sampler in self.samplers)
         return TrainingResult(
             run=self.run,
@@ -418,3 +423,17 @@ class Trainer:
             structures_per_second=structures / max(self.seconds, 1e-9),
             validation=metrics,
         )
+
+
+def _kept_metrics(run: Path) -> Metrics | None:
+    """Errors of the model that a run kept, None without validation structures."""
+    card = read_json(run / MODEL_CARD, "describes no model")
+    try:
+        notes = card["notes"]
+        return Metrics(**notes["validation"]) if "validation" in notes else None
+    except (KeyError, TypeError) as error:
+        raise TrainingError(
+            f"{run / MODEL_CARD} does not tell the errors of the model it describes "
+            f"({reason_of(error)}). It was edited or damaged. Training is finished: `kdcache "
+            f"evaluate {run}` says whether the model is whole."
+        ) from error

@@ -107,7 +107,7 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
     from kdcache.devices import find_device
     from kdcache.dump import DumpOptions, Part, choose_fields, dump_teacher, open_or_import
     from kdcache.ingest import ImportOptions
-    from kdcache.store.manifest import check_name
+    from kdcache.store.entries import check_name
 
     read = read_options(values)
     output, into = values["output"], values["into"]

@@ -92,10 +92,12 @@ def withhold_command(store: Path | str, output: Path) -> None:
     from kdcache.store import open_store
     from kdcache.store.withholding import write_without_structures
 
-    manifest = write_without_structures(open_store(store), output, bars)
+    manifest, unsigned = write_without_structures(open_store(store), output, bars)
     part = manifest.withheld
     left_out = ", ".join(sorted(part.structures)) if part else ""
     click.echo(f"left out: {left_out}")
+    if unsigned:
+        click.echo(unsigned)
     click.echo(f"{output}: digest {manifest.root_digest[:12]}…, {_size(output)}")
 
 

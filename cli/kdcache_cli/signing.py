@@ -92,20 +92,3 @@ def check_signed(store: Path | str, key: Path | None, signature: Path | None) ->
         ) from None
     check_signature(signed, public, manifest)
     return f"; signed by key {signed.key_fingerprint[:16]}…"
-
-
-def check_left_out(store: Path | str) -> str:
-    """What to say of a store that was passed on without its structures; nothing of a whole one.
-
-    Raises:
-        StoreError: what it holds is not what the whole store's digests say.
-    """
-    from kdcache.store import open_store, read_manifest
-    from kdcache.store.reader import store_files
-    from kdcache.store.withholding import check_part
-
-    part = read_manifest(store_files(store)).withheld
-    if part is None:
-        return ""
-    check_part(open_store(store))
-    return f"; left out, so not checked: {', '.join(sorted(part.structures))}"

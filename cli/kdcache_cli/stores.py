@@ -19,7 +19,7 @@ from kdcache_cli.options import (
     store_or_address,
 )
 from kdcache_cli.progress import bars
-from kdcache_cli.signing import check_left_out, check_signed, signature_options
+from kdcache_cli.signing import check_signed, signature_options
 from kdcache_cli.tables import size
 
 
@@ -72,5 +72,6 @@ def verify_command(store: Path | str, data: tuple[str, ...], **values: Any) -> N
     if report.problems:
         click.echo(f"kdcache: {store}: {report.summary}", err=True)
         sys.exit(2)
-    summary = report.summary + signed + check_left_out(store)
-    click.echo(f"{summary}; {seconds:.1f} s ({size(int(report.n_bytes / seconds))}/s)")
+    click.echo(
+        f"{report.summary}{signed}; {seconds:.1f} s ({size(int(report.n_bytes / seconds))}/s)"
+    )

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from kdcache.config.settings import StudentConfig
-from kdcache.errors import ConfigError, did_you_mean, printable
+from kdcache.errors import ConfigError, did_you_mean, printable, reason_of
 
 Layer = Mapping[str, object]
 ConfigType = TypeVar("ConfigType", bound=BaseModel)
@@ -217,7 +217,7 @@ def parse_yaml(text: str, where: str) -> object:
         yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, OverflowError,
         IndexError, RecursionError,
     ) as error:  # fmt: skip
-        raise ConfigError(f"{where} is not valid YAML: {_plain_line(error)}.") from error
+        raise ConfigError(f"{where} is not valid YAML: {reason_of(error)}.") from error
     return value
 
 
@@ -233,11 +233,6 @@ def _count_nodes(node: yaml.Node | None, known: dict[int, int], depth: int) -> i
     if known[id(node)] > MAX_VALUES:
         raise ValueError(f"its aliases stand for more than {MAX_VALUES:,} values")
     return known[id(node)]
-
-
-def _plain_line(error: Exception) -> str:
-    line = " ".join(str(error).split()) or type(error).__name__
-    return _cut(printable(line), 300)
 
 
 def _cut(text: str, longest: int = 120) -> str:

@@ -22,13 +22,12 @@ from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 from ase.io.extxyz import key_val_str_to_dict
 from ase.io.formats import open_with_compression
 
-from kdcache.errors import DataError
+from kdcache.errors import DataError, reason_of
 from kdcache.readers.interface import (
     SMALL_BYTES,
     ReadOptions,
     check_ratio,
     place,
-    reason_of,
     shown,
     unreadable,
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from kdcache.errors import DataError, UnitError, printable
+from kdcache.errors import DataError, UnitError, reason_of
 from kdcache.readers.units import UnitFactors, unit_factors
 from kdcache.structures import Structure
 
@@ -105,12 +105,6 @@ def place(path: Path, index: int) -> str:
 def unreadable(path: Path, format_name: str, error: Exception) -> DataError:
     """The error for a file another library cannot read, in one line."""
     return DataError(f"{path.name} cannot be read as {format_name}: {reason_of(error)}.")
-
-
-def reason_of(error: Exception) -> str:
-    """What a library says of a damaged file, in one printable line of bounded length."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return shown(printable(reason), 300)
 
 
 def shown(text: str, longest: int = 40) -> str:

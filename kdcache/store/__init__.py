@@ -4,20 +4,18 @@ FORMAT.md beside this file says what every byte means. Runs on numpy, without to
 """
 
 from kdcache.store.create import add_teacher, create_store
-from kdcache.store.index import StoreIndex, index_from_plan, read_index
-from kdcache.store.inspect import describe_store, format_description
-from kdcache.store.layout import BlockPlan, plan_blocks
-from kdcache.store.manifest import (
-    FORMAT_VERSION,
+from kdcache.store.entries import (
     DatasetEntry,
     FieldEntry,
     FieldError,
     GraphEntry,
     Licences,
-    Manifest,
     TeacherEntry,
-    read_manifest,
 )
+from kdcache.store.index import StoreIndex, index_from_plan, read_index
+from kdcache.store.inspect import describe_store, format_description
+from kdcache.store.layout import BlockPlan, plan_blocks
+from kdcache.store.manifest import FORMAT_VERSION, Manifest, read_manifest
 from kdcache.store.reader import Store, is_store, open_store
 from kdcache.store.verify import VerifyReport, verify_store
 from kdcache.store.work import StoreLock

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from kdcache.errors import ConfigError, StoreError, did_you_mean
 from kdcache.store.location import local_path
-from kdcache.store.manifest import MANIFEST, Manifest
+from kdcache.store.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.store.metadata import canonical
 from kdcache.store.reader import open_store
 from kdcache.store.shards import write_file
@@ -59,9 +59,10 @@ def annotate_store(
         StoreError: no finished store, one that is signed, or one without its structures.
     """
     path = local_path(path, "a manifest")
-    old = open_store(path).manifest
-    old.refuse_withheld("other provenance or licences")
+    open_store(path).manifest.refuse_withheld("other provenance or licences")
     with StoreLock(path):
+        # Not before: whoever held the lock may have added a teacher, which would be lost.
+        old = read_manifest(path)
         busy = ", ".join(unfinished_groups(path))
         if busy:
             raise StoreError(

@@ -18,7 +18,7 @@ from kdcache.errors import ConfigError, did_you_mean
 from kdcache.progress import Progress, silent
 from kdcache.store.reader import Store
 from kdcache.store.scan import made_only_of
-from kdcache.structures import IntArray
+from kdcache.structures import MAX_ATOMIC_NUMBER, IntArray
 
 UNNAMED = "unnamed"
 
@@ -74,10 +74,16 @@ def choose_rows(
     """Rows of the chosen structures, ascending: all wishes hold, the sample is drawn last.
 
     Raises:
-        ConfigError: a split, origin, id or row the store does not have, a larger sample than there
-            are structures, or nothing is left; says which wish left nothing.
+        ConfigError: a split, origin, id or row the store does not have, an element there is not, a
+            larger sample than there are structures, or nothing is left; says which wish left
+            nothing.
         StoreError: elements are asked for, and a shard is damaged.
     """
+    if choice.sample is not None and choice.sample < 1:
+        raise ConfigError(f"A sample of {choice.sample} is none. A store holds at least one.")
+    for number in choice.elements or ():
+        if not 1 <= number <= MAX_ATOMIC_NUMBER:
+            raise ConfigError(f"{number} is no element: they run from 1 to {MAX_ATOMIC_NUMBER}.")
     index = store.index
     steps: list[tuple[str, npt.NDArray[np.bool_]]] = []
     if choice.splits is not None:

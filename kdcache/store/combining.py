@@ -25,6 +25,7 @@ from kdcache.store.provenance import (
     check_wanted,
     common_teachers,
     kept_fields,
+    refuse_parts,
     rounded_again,
     united_dataset,
     united_graph,
@@ -65,8 +66,10 @@ def plan_subset(
         progress: shows labels read.
 
     Raises:
-        StoreError: no such teacher or field; a shard is damaged.
+        StoreError: no such teacher or field; a shard is damaged; or `store` was passed on without
+            its structures.
     """
+    refuse_parts([store], "a store of some of its rows")
     note = (
         f"subset of {store.manifest.root_digest}: {len(rows)} of {len(store)} structures "
         f"({description})"
@@ -113,9 +116,11 @@ def plan_merge(
         progress: shows labels read.
 
     Raises:
-        StoreError: a structure occurs twice, a name means two teachers, a store lacks one.
+        StoreError: a structure occurs twice, a name means two teachers, a store lacks one, or was
+            passed on without its structures.
     """
     check_several(stores)
+    refuse_parts(stores, "a merge")
     rows = [np.arange(len(store)) for store in stores]
     repeated = _repeated(stores)
     notes = []

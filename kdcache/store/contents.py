@@ -14,13 +14,20 @@ from typing import cast
 import numpy as np
 
 from kdcache.errors import StoreError
-from kdcache.fields import N_EDGES, FieldSpec
+from kdcache.fields import (
+    GRAPH_FIELDS,
+    N_EDGES,
+    OPTIONAL_FIELDS,
+    STRUCTURE_FIELDS,
+    FieldSpec,
+)
 from kdcache.store.arrays import ArrayReader
+from kdcache.store.entries import FieldEntry
 from kdcache.store.failures import FAILURES
 from kdcache.store.files import LocalFiles, StoreFiles
 from kdcache.store.index import INDEX, StoreIndex, check_places
 from kdcache.store.layout import BlockPlan, plan_blocks, with_edges
-from kdcache.store.manifest import FieldEntry, Manifest
+from kdcache.store.manifest import Manifest
 from kdcache.store.metadata import SCALE_SUFFIX, Json, field_documents, group_document
 
 ZARR = "zarr.json"
@@ -119,6 +126,30 @@ def groups(manifest: Manifest) -> dict[str, dict[str, FieldSpec]]:
     for name, teacher in manifest.teachers.items():
         found[f"teachers/{name}"] = specs(teacher.fields)
     return found
+
+
+def check_meaning(manifest: Manifest, where: str) -> None:
+    """Fields of fixed meaning have the level, shape and dtype of that meaning.
+
+    Raises:
+        StoreError: naming the first field that has not.
+    """
+    for group, specs in groups(manifest).items():
+        known = (*GRAPH_FIELDS, N_EDGES)
+        if group == "structures":
+            known = (*STRUCTURE_FIELDS, *OPTIONAL_FIELDS, *GRAPH_FIELDS)
+        for spec in known:
+            found = specs.get(spec.name, spec)
+            if _layout_of(found) != _layout_of(spec):
+                raise StoreError(
+                    f"{where}: {group}/{spec.name} is {_layout_of(found)} in the manifest, the "
+                    f"format has {_layout_of(spec)}. Rows would be taken for something else. Fetch "
+                    f"the store again."
+                )
+
+
+def _layout_of(spec: FieldSpec) -> str:
+    return f"{spec.dtype[:40]} {list(spec.shape)} of each {spec.level}"
 
 
 def array_documents(manifest: Manifest, plans: Plans) -> Iterator[tuple[str, FieldSpec, Json]]:

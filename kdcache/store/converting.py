@@ -19,7 +19,7 @@ from kdcache.store.copy_shards import GroupCopy, GroupSource
 from kdcache.store.index import index_from_plan
 from kdcache.store.layout import plan_blocks
 from kdcache.store.picking import pick_rows
-from kdcache.store.provenance import kept_fields, rounded_again
+from kdcache.store.provenance import kept_fields, refuse_parts, rounded_again
 from kdcache.store.reader import Store
 from kdcache.store.rewrite import Rewrite, TeacherCopy
 from kdcache.store.scan import location
@@ -48,8 +48,10 @@ def plan_conversion(
 
     Raises:
         ConfigError: no such field or codec, a field that only "exact" can hold, or nothing changes.
-        StoreError: a layout that does not hold the largest structure.
+        StoreError: a layout that does not hold the largest structure; or `store` was passed on
+            without its structures.
     """
+    refuse_parts([store], "a store of it in other codecs or blocks")
     plan = plan_blocks(
         store.index.n_atoms,
         store.index.n_edges,

@@ -22,12 +22,12 @@ from kdcache.errors import StoreError
 from kdcache.fields import ENERGY, FIXED, FORCES, TAGS, FieldSpec
 from kdcache.store.codecs import read_dtype
 from kdcache.store.contents import shard_file
+from kdcache.store.entries import FieldError
 from kdcache.store.failures import Failures
 from kdcache.store.files import StoreFiles
 from kdcache.store.index import read_index
 from kdcache.store.layout import plan_blocks, with_edges
 from kdcache.store.location import StoreUrl
-from kdcache.store.manifest import FieldError
 from kdcache.store.metadata import SCALE_SUFFIX
 from kdcache.store.picking import Pick, gathered, row_numbers, shard_runs
 from kdcache.store.reader import Store, open_store

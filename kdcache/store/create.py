@@ -15,23 +15,20 @@ from kdcache.errors import StoreError
 from kdcache.fields import GRAPH_FIELDS, N_EDGES, FieldSpec
 from kdcache.store.codecs import OnNonfinite, OnOverflow
 from kdcache.store.contents import plan_of
-from kdcache.store.index import StoreIndex, check_places, read_index
-from kdcache.store.layout import BlockPlan, with_edges
-from kdcache.store.location import local_path
-from kdcache.store.manifest import (
-    MANIFEST,
-    PLAIN_FORMAT_VERSION,
+from kdcache.store.entries import (
     Capacities,
     DatasetEntry,
     FieldEntry,
     GraphEntry,
-    Manifest,
     OrderEntry,
     RuleLike,
     TeacherEntry,
     check_name,
-    read_manifest,
 )
+from kdcache.store.index import StoreIndex, check_places, read_index
+from kdcache.store.layout import BlockPlan, with_edges
+from kdcache.store.location import local_path
+from kdcache.store.manifest import MANIFEST, PLAIN_FORMAT_VERSION, Manifest, read_manifest
 from kdcache.store.work import WORK, StoreLock
 from kdcache.store.writer import GroupWriter
 

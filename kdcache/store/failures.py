@@ -15,13 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcache.errors import StoreError
+from kdcache.errors import StoreError, printable, reason_of
 from kdcache.store.index import (
     MAX_TEXT,
     StoreIndex,
     StringArray,
     read_table,
-    reason_of,
     texts_of,
 )
 from kdcache.structures import IntArray
@@ -75,7 +74,7 @@ class Failures:
 def one_line(reason: str) -> str:
     """What somebody's code said, fit for a store that strangers read: short, and without paths."""
     first = next((line.strip() for line in reason.splitlines() if line.strip()), "")
-    shown = re.sub(r"(?:[A-Za-z]:)?[\\/~][^\s'\",;:)]*", "…", first)
+    shown = re.sub(r"(?:[A-Za-z]:)?[^\s'\",;:()]*[\\/~][^\s'\",;:)]*", "…", printable(first[:2000]))
     return shown if len(shown) <= MAX_REASON else shown[: MAX_REASON - 1] + "…"
 
 
@@ -96,8 +95,9 @@ def parse_failures(content: bytes, where: str, n_failed: int, index: StoreIndex)
         row = table["row"].to_numpy()
         ids, reasons = (texts_of(table[name], name, where) for name in ("structure_id", "reason"))
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-        reason = reason_of(error)
-        raise StoreError(f"{where} is no Parquet file ({reason}). Fetch it again.") from None
+        raise StoreError(
+            f"{where} is no Parquet file ({reason_of(error)}). Fetch it again."
+        ) from None
     # Not by differences: those of numbers far apart do not fit an int64.
     rising = bool((row[1:] > row[:-1]).all())
     known = len(row) == 0 or (row[0] >= 0 and row[-1] < len(index) and rising)

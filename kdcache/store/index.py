@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcache.errors import StoreError, printable
+from kdcache.errors import StoreError, reason_of
 from kdcache.store.files import LocalFiles, StoreFiles
 from kdcache.store.layout import BlockPlan
 from kdcache.store.parquet_pages import PLAIN_ENCODINGS, check_parquet
@@ -241,12 +241,6 @@ def texts_of(column: pa.ChunkedArray, name: str, file: str) -> StringArray:
             raise StoreError(f"{file}: a {name} has more than {MAX_TEXT} characters. {_AGAIN}")
         parts.append(words[:-1][np.asarray(chunk.indices)])
     return np.concatenate(parts) if parts else np.empty(0, object)
-
-
-def reason_of(error: Exception) -> str:
-    """What a library says of a damaged file, in one printable line."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return printable(first)
 
 
 def check_places(index: StoreIndex, plan: BlockPlan, where: str) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from pydantic import JsonValue
 
-from kdcache.errors import StoreError
+from kdcache.errors import StoreError, printable
 from kdcache.fields import FieldSpec
 from kdcache.store.contents import array_documents, groups, shard_file
+from kdcache.store.entries import FieldEntry, TeacherEntry
 from kdcache.store.licences import is_spdx
-from kdcache.store.manifest import FieldEntry, TeacherEntry
 from kdcache.store.metadata import Json
 from kdcache.store.reader import Store, open_store
 from kdcache.store.signature import read_signature
@@ -116,7 +116,7 @@ def format_description(description: Json) -> str:
         ]
     for group, done in _table(d["unfinished"]).items():
         lines.append(f"unfinished: {group}, {done} of {layout['n_shards']} shards are written")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _signature(store: Store) -> Json | None:
@@ -171,8 +171,8 @@ def _teacher(
 ) -> Json:
     described: Json = entry.model_dump(mode="json", exclude={"fields", "errors"})
     fields = _fields(specs, sizes, group)
-    for name, error in entry.errors.items():
-        _table(fields[name]).update(error.model_dump(mode="json"))
+    for name in fields.keys() & entry.errors.keys():
+        _table(fields[name]).update(entry.errors[name].model_dump(mode="json"))
     return {**described, "fields": fields}
 
 

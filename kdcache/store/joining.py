@@ -8,7 +8,9 @@ more than a shard of it is in memory.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import IdentityError, StoreError
+from kdcache.errors import IdentityError, StoreError, naming
 from kdcache.fields import (
     ATOMIC_NUMBERS,
     CELL,
@@ -33,20 +35,22 @@ from kdcache.fields import (
 )
 from kdcache.progress import Progress, silent
 from kdcache.store.contents import ZARR, expected_files, node_documents
+from kdcache.store.entries import Withheld
 from kdcache.store.identity import ContentMatch
 from kdcache.store.layout import BlockPlan
-from kdcache.store.manifest import MANIFEST, Manifest, Withheld
+from kdcache.store.manifest import MANIFEST, Manifest
 from kdcache.store.metadata import Json, field_documents, readable, root_document
 from kdcache.store.reader import Store, open_store
 from kdcache.store.shard_writer import ShardWriter
 from kdcache.store.shards import as_bytes, publish_file, write_file
-from kdcache.store.withholding import building, check_listing, copy_file, copy_signature
+from kdcache.store.withholding import building, check_part, copy_file, copy_signature
 from kdcache.store.work import WORK
 from kdcache.structures import DEFAULT_TAG, Structure
 
 Array = npt.NDArray[Any]
 
-LABELS = (ENERGY.name, FORCES.name)
+# Of equal content hash, their values are equal: only zeros may have other signs.
+HASHED = (ATOMIC_NUMBERS.name, POSITIONS.name, CELL.name, PBC.name, TAGS.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +61,9 @@ class JoinReport:
         manifest: of the new store.
         is_whole: it is the sender's whole store, byte for byte.
         differing: fields whose values are not the sender's.
-        n_superfluous: structures of the data that the store has no features of.
+        n_superfluous: structures of the data that the store has no features of, or too few rows.
         first_superfluous: id of the first of them.
+        unsigned: why a signature in the store is not in the joined one; "" where none is missing.
     """
 
     manifest: Manifest
@@ -66,6 +71,7 @@ class JoinReport:
     differing: tuple[str, ...]
     n_superfluous: int
     first_superfluous: str
+    unsigned: str = ""
 
     @property
     def lines(self) -> list[str]:
@@ -73,22 +79,27 @@ class JoinReport:
         found = []
         if self.n_superfluous:
             found.append(
-                f"{self.n_superfluous} structures of the data are not in the store and are left "
-                f"out, the first is {self.first_superfluous!r}"
+                f"{self.n_superfluous} structures of the data are not in the store, or repeat one "
+                f"that is, and are left out, the first is {self.first_superfluous!r}"
             )
-        if self.differing:
-            found.append(
-                f"{', '.join(self.differing)} are the data's own, other than the sender's: the "
-                f"root digest is another one, and a signature of the sender's does not hold"
-            )
-        elif not self.is_whole:
-            found.append(
-                "all values are the sender's, but were compressed otherwise here: the root digest "
-                "is another one, and a signature of the sender's does not hold"
-            )
-        else:
+        if self.is_whole:
             found.append("the sender's whole store, byte for byte")
-        return found
+        else:
+            found.append(
+                f"{self._difference}: the root digest is another one, and a signature of the "
+                f"sender's does not hold"
+            )
+        return [*found, self.unsigned] if self.unsigned else found
+
+    @property
+    def _difference(self) -> str:
+        own = _labels(self.differing)
+        if own:
+            return f"{', '.join(own)} are the data's own, other than the sender's"
+        if self.differing:
+            zeros = f"zeros of {', '.join(self.differing)} have other signs here"
+            return f"all values are the sender's, but {zeros}"
+        return "all values are the sender's, but were compressed otherwise here"
 
 
 def join_store(
@@ -110,9 +121,10 @@ def join_store(
         progress: shows structures, shards and files.
 
     Raises:
-        StoreError: the store lacks no structures, or does not say which; something is at `output`;
-            a file is damaged.
-        IdentityError: structures are missing or edited, or the labels differ.
+        StoreError: the store lacks no structures, or does not say which; it is not what the
+            sender's leaves without them; something is at `output`; a file is damaged.
+        IdentityError: structures are missing or edited, the index counts other atoms of one, or the
+            labels differ.
     """
     manifest = store.manifest
     if manifest.withheld is None:
@@ -126,16 +138,20 @@ def join_store(
             f"{store.path} was passed on without {', '.join(unknown) or 'files'} that no dataset "
             f"gives. Ask the sender for the whole store."
         )
-    check_listing(store)
-    with building(output, "join") as path:
+    # Else features of somebody else's would pass for the sender's.
+    check_part(store)
+    with (
+        building(output, "join") as path,
+        closing(_Rows(path / WORK / "rows", specs, store.plan)) as rows,
+    ):
         match, n_labelled = ContentMatch(store.index), _Labels(len(store))
-        rows = _Rows(path / WORK / "rows", specs, store.plan)
         n_given = 0
         with progress("read", None, "structures") as advance:
             for structure in data:
                 n_given += 1
                 row = match.row(structure.content_hash(), structure.structure_id)
                 if row is not None:
+                    _check_count(store, row, structure)
                     rows.fill(row, structure)
                     n_labelled.fill(row, structure)
                 advance()
@@ -144,16 +160,16 @@ def join_store(
             rows.repeat(row, same)
             n_labelled.repeat(row, same)
         differing = [spec.name for spec in specs if rows.digest(spec) != part.values[spec.name]]
-        if differing and not own_labels:
-            raise IdentityError(_other_labels(store, part, differing, rows, n_labelled.count))
+        if (others := _labels(differing)) and not own_labels:
+            raise IdentityError(_other_labels(store, part, others, n_labelled.count))
         digests = _write_shards(path, store, whole, specs, rows, progress)
         digests |= _copy_rest(path, store, progress)
-        made = whole.digests | digests
+        made, unsigned = whole.digests | digests, ""
         joined = whole
         if made != whole.digests:
             joined = _another(whole, made, differing, n_labelled.count)
         else:
-            copy_signature(store, path)
+            unsigned = copy_signature(store, path)
         write_file(path / MANIFEST, joined.to_bytes())
         open_store(path)
     return JoinReport(
@@ -162,7 +178,24 @@ def join_store(
         tuple(differing),
         match.n_superfluous,
         match.first_superfluous,
+        unsigned,
     )
+
+
+def _labels(names: Iterable[str]) -> list[str]:
+    """Of some fields, those that a content hash says nothing of."""
+    return [name for name in names if name not in HASHED]
+
+
+def _check_count(store: Store, row: int, structure: Structure) -> None:
+    """The index counts the atoms of the structure that its content hash stands for."""
+    said = int(store.index.n_atoms[row])
+    if said != structure.n_atoms:
+        raise IdentityError(
+            f"{store.path} has {said} atoms in structure {store.index.structure_id[row]!r}, the "
+            f"data of the same contents {structure.n_atoms}: its index was edited. Features would "
+            f"meet the wrong atoms. Fetch it again."
+        )
 
 
 def _write_shards(
@@ -212,7 +245,12 @@ def _another(
     whole: Manifest, digests: Mapping[str, str], differing: list[str], n_labelled: int
 ) -> Manifest:
     note = f"joined with structures; of {whole.root_digest} it has other "
-    note += ", ".join(differing) if differing else "compressed bytes, and the same values"
+    if _labels(differing):
+        note += ", ".join(differing)
+    elif differing:
+        note += f"signs of zeros in {', '.join(differing)}, and the same values"
+    else:
+        note += "compressed bytes, and the same values"
     dataset = whole.dataset.model_copy(
         update={"notes": [*whole.dataset.notes, note], "n_labelled": n_labelled}
     )
@@ -261,6 +299,8 @@ SAID: Mapping[str, Any] = {
 class _Rows:
     """Rows of every left out field in store order, on disk: data come in any order.
 
+    Written by calls, not by mapped memory: a full disk is an error, and no signal that kills.
+
     Args:
         folder: for a file a field.
         specs: fields of level structure or atom.
@@ -273,43 +313,62 @@ class _Rows:
         self._plan = plan
         self._counts = {spec.name: plan.counts(spec.level) for spec in specs}
         self._ends = {name: np.cumsum(counts) for name, counts in self._counts.items()}
-        self._arrays: dict[str, Array] = {}
-        for spec in specs:
-            shape = (int(self._ends[spec.name][-1]), *spec.shape)
-            file = folder / f"{spec.name}.npy"
-            self._arrays[spec.name] = np.lib.format.open_memmap(file, "w+", spec.dtype, shape)
+        self._paths = {spec.name: folder / spec.name for spec in specs}
+        self._descriptors = {
+            name: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            for name, path in self._paths.items()
+        }
+
+    def close(self) -> None:
+        """Give the files back."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
 
     def fill(self, row: int, structure: Structure) -> None:
         """Enter what a structure says."""
         for spec in self._specs:
-            self._arrays[spec.name][self._place(spec, row)] = SAID[spec.name](structure)
+            self._write(spec, row, SAID[spec.name](structure).astype(spec.dtype))
 
     def repeat(self, row: int, same: int) -> None:
         """Enter what another row says."""
         for spec in self._specs:
-            rows = self._arrays[spec.name]
-            rows[self._place(spec, row)] = rows[self._place(spec, same)]
+            self._write(spec, row, self._read(spec, self._place(spec, same)))
 
     def digest(self, spec: FieldSpec) -> str:
         """SHA-256 of the values, as `Withheld.values`."""
         digest = hashlib.sha256()
         for shard in range(self._plan.n_shards):
-            rows = np.ascontiguousarray(self.of_shard(shard)[spec.name])
-            digest.update(as_bytes(rows).data)
+            digest.update(as_bytes(self._read(spec, self._shard_rows(spec, shard))).data)
         return digest.hexdigest()
 
     def of_shard(self, shard: int) -> dict[str, Array]:
         """Rows of the shard's structures, by field."""
+        return {spec.name: self._read(spec, self._shard_rows(spec, shard)) for spec in self._specs}
+
+    def _shard_rows(self, spec: FieldSpec, shard: int) -> slice:
         here = self._plan.shard_structures(shard)
-        found = {}
-        for spec in self._specs:
-            first, last = self._place(spec, here.start), self._place(spec, here.stop - 1)
-            found[spec.name] = self._arrays[spec.name][first.start : last.stop]
-        return found
+        return slice(self._place(spec, here.start).start, self._place(spec, here.stop - 1).stop)
 
     def _place(self, spec: FieldSpec, row: int) -> slice:
         end = int(self._ends[spec.name][row])
         return slice(end - int(self._counts[spec.name][row]), end)
+
+    def _write(self, spec: FieldSpec, row: int, values: Array) -> None:
+        left, start = memoryview(values.tobytes()), self._place(spec, row).start * _row_bytes(spec)
+        with naming(str(self._paths[spec.name])):
+            while left:
+                n_written = os.pwrite(self._descriptors[spec.name], left, start)
+                left, start = left[n_written:], start + n_written
+
+    def _read(self, spec: FieldSpec, rows: slice) -> Array:
+        count = (rows.stop - rows.start) * spec.row_size
+        offset = rows.start * _row_bytes(spec)
+        values = np.fromfile(self._paths[spec.name], spec.dtype, count, offset=offset)
+        return values.reshape(-1, *spec.shape)
+
+
+def _row_bytes(spec: FieldSpec) -> int:
+    return spec.row_size * np.dtype(spec.dtype).itemsize
 
 
 def _nothing_to_join(store: Store) -> str:
@@ -321,9 +380,7 @@ def _nothing_to_join(store: Store) -> str:
     )
 
 
-def _other_labels(
-    store: Store, part: Withheld, differing: list[str], rows: _Rows, n_labelled: int
-) -> str:
+def _other_labels(store: Store, part: Withheld, differing: list[str], n_labelled: int) -> str:
     said = store.manifest.dataset.n_labelled
     return (
         f"{', '.join(differing)} of the data are not those of {part.root_digest[:12]}…, of which "

@@ -9,11 +9,31 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from kdcache.errors import StoreError, did_you_mean
 from kdcache.fields import GRAPH_FIELDS, N_EDGES, FieldSpec
+from kdcache.store.entries import DatasetEntry, GraphEntry, Licences, TeacherEntry
 from kdcache.store.index import StoreIndex
-from kdcache.store.manifest import DatasetEntry, GraphEntry, Licences, TeacherEntry
 from kdcache.store.reader import Store
 
 UNKNOWN = "unknown"
+
+
+def refuse_parts(stores: Sequence[Store], what: str) -> None:
+    """Stores that were passed on without their structures are completed before they are rewritten.
+
+    Args:
+        stores: whose structures are taken.
+        what: is made of them.
+
+    Raises:
+        StoreError: one of them is not whole: which store its structures complete would be lost.
+    """
+    for store in stores:
+        part = store.manifest.withheld
+        if part is not None:
+            raise StoreError(
+                f"{store.path} was passed on without its structures, and they fit the whole of it "
+                f"alone, {part.root_digest[:12]}…: {what} could never be completed. Put them back "
+                f"first: `kdcache join {store.path} DATA -o FULL`."
+            )
 
 
 def united(texts: Iterable[str], separator: str = "; ") -> str:

@@ -6,8 +6,6 @@ Never writes. Invariant: an open store is finished, whole, and laid out as its i
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import StoreError, did_you_mean, printable
+from kdcache.errors import StoreError, did_you_mean
 from kdcache.fields import FieldSpec, Level
 from kdcache.store import identity, records
 from kdcache.store.arrays import ArrayReader, fitting
@@ -27,31 +25,26 @@ from kdcache.store.contents import (
     ZARR,
     array_documents,
     array_reader,
+    check_meaning,
     group_plans,
     groups,
     plan_of,
 )
+from kdcache.store.documents import check_document, read_checked
+from kdcache.store.entries import GraphEntry, TeacherEntry
 from kdcache.store.failures import FAILURES, Failures, largest_failures, parse_failures
 from kdcache.store.files import LocalFiles, StoreFiles
 from kdcache.store.index import INDEX, StoreIndex, largest_index, parse_index
 from kdcache.store.layout import BlockPlan
 from kdcache.store.location import StoreUrl, is_url, store_location
-from kdcache.store.manifest import (
-    MANIFEST,
-    MAX_MANIFEST_BYTES,
-    GraphEntry,
-    Manifest,
-    TeacherEntry,
-    read_manifest,
-)
-from kdcache.store.metadata import SCALE_SUFFIX, Json
+from kdcache.store.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, read_manifest
+from kdcache.store.metadata import SCALE_SUFFIX
 from kdcache.store.remote import RemoteFiles
 from kdcache.store.work import unfinished_groups
 from kdcache.store.zipped import ZipFiles, is_zip
 from kdcache.structures import Structure
 
 Array = npt.NDArray[Any]
-MAX_DOCUMENT_BYTES = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,14 +309,14 @@ def open_store(
 def _open(files: StoreFiles, manifest: Manifest) -> Store:
     n_structures = manifest.dataset.n_structures
     index = parse_index(
-        _checked(files, INDEX, manifest, largest_index(n_structures)),
+        read_checked(files, INDEX, manifest, largest_index(n_structures)),
         files.where(INDEX),
         n_structures,
     )
     # A kill between the last two files of a commit leaves the root one teacher ahead of the
     # manifest. Its writer puts that right when it is run again, and must be able to open the store.
     if not _unfinished(files):
-        _checked(files, ZARR, manifest, MAX_MANIFEST_BYTES)
+        read_checked(files, ZARR, manifest, MAX_MANIFEST_BYTES)
     where = str(files.location)
     plan = plan_of(manifest, index, where)
     digest = index.dataset_digest()
@@ -332,13 +325,14 @@ def _open(files: StoreFiles, manifest: Manifest) -> Store:
             f"{where}: the manifest says dataset {manifest.dataset.digest[:12]}…, the index holds "
             f"{digest[:12]}…. Rows would meet the wrong structures. Fetch the store again."
         )
+    check_meaning(manifest, where)
     plans = group_plans(files, manifest, plan)
     arrays, documents = {}, []
     for name, spec, document in array_documents(manifest, plans):
         documents.append((f"{name}/{ZARR}", document))
         plan_of_group = plans[name.rpartition("/")[0]]
         arrays[name] = array_reader(files, name, spec, document, plan_of_group)
-    files.each(lambda one: _check_document(files, *one), documents)
+    files.each(lambda one: check_document(files, *one), documents)
     if not files.is_remote:
         for array in arrays.values():
             array.check_files()
@@ -395,47 +389,3 @@ def _why_no_store(files: StoreFiles) -> str:
             f"could not be matched. Make a store with `kdcache import`."
         )
     return f"{path} is no kdcache store: it has no {MANIFEST}."
-
-
-def _checked(files: StoreFiles, name: str, manifest: Manifest, limit: int) -> bytes:
-    """A file whose digest is what the manifest says."""
-    try:
-        content = files.read(name, limit)
-    except FileNotFoundError:
-        raise StoreError(
-            f"{files.where(name)} is missing: the store is incomplete. Fetch it again."
-        ) from None
-    digest, expected = hashlib.sha256(content).hexdigest(), manifest.digests.get(name, "none")
-    if digest != expected:
-        raise StoreError(
-            f"{files.where(name)} has digest {digest[:12]}…, the manifest says {expected[:12]}…: "
-            f"it was edited or damaged. Fetch it again."
-        )
-    return content
-
-
-def _check_document(files: StoreFiles, name: str, expected: Json) -> None:
-    file = files.where(name)
-    try:
-        found = json.loads(files.read(name, MAX_DOCUMENT_BYTES).decode())
-    except FileNotFoundError:
-        raise StoreError(f"{file} is missing: the store is incomplete. Fetch it again.") from None
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{file} is no JSON ({error}). Fetch it again.") from None
-    if found == expected:
-        return
-    if not isinstance(found, dict):
-        raise StoreError(f"{file} describes no array. Fetch it again.")
-    key = next(k for k in sorted({*expected, *found}) if expected.get(k) != found.get(k))
-    raise StoreError(
-        f"{file} has {printable(key[:80])} {_short(found.get(key))}, the manifest gives "
-        f"{_short(expected.get(key))}. Other readers would read other values. Fetch it again."
-    )
-
-
-def _short(value: object) -> str:
-    try:
-        text = json.dumps(value)
-    except RecursionError:  # read at its limit, written beyond it
-        text = "nested too deeply to be shown"
-    return text if len(text) <= 80 else f"{text[:77]}…"

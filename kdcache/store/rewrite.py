@@ -23,19 +23,12 @@ from kdcache.progress import Progress, silent
 from kdcache.store.codecs import OnOverflow
 from kdcache.store.copy_shards import CopyShards, GroupCopy
 from kdcache.store.create import add_teacher, create_store
+from kdcache.store.entries import DatasetEntry, FieldEntry, GraphEntry, TeacherEntry
 from kdcache.store.files import disk_size
 from kdcache.store.index import StoreIndex
 from kdcache.store.layout import BlockPlan
 from kdcache.store.location import local_path
-from kdcache.store.manifest import (
-    MANIFEST,
-    DatasetEntry,
-    FieldEntry,
-    GraphEntry,
-    Manifest,
-    TeacherEntry,
-    read_manifest,
-)
+from kdcache.store.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.store.reader import open_store
 from kdcache.store.shards import sync_directory
 from kdcache.store.work import WorkFolder, unfinished_groups
@@ -165,7 +158,9 @@ def refuse_existing(target: str | Path) -> Path:
         StoreError: something is there, or it is the address of a server.
     """
     target = local_path(target, "a new store")
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+    # A link or a pipe, too: a finished store could not take its name.
+    is_free = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
+    if os.path.lexists(target) and not is_free:
         raise StoreError(f"{target} exists, and nothing is overwritten. Name another path.")
     return target
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.cluster import Cluster, Here
+from kdcache.errors import StoreError
 from kdcache.progress import Progress, silent
 from kdcache.store.location import StoreUrl
 from kdcache.store.reader import Store, open_store
@@ -55,6 +56,20 @@ def labelled(store: Store, cluster: Cluster, progress: Progress = silent) -> Boo
     if not {"energy", "forces"} <= set(store.fields("structures")):
         return np.zeros(len(store), bool)
     return _scan("labels", _LabelBits(reference(store, cluster)), store, cluster, progress)
+
+
+def check_elements(numbers: npt.NDArray[Any], where: str) -> None:
+    """Atomic numbers are those of elements, as tables of elements need them.
+
+    Raises:
+        StoreError: one of them is not.
+    """
+    wrong = (numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)
+    if wrong.any():
+        raise StoreError(
+            f"{where}: {int(numbers[wrong][0])} is no element. The store is damaged; see `kdcache "
+            f"verify`."
+        )
 
 
 def made_only_of(
@@ -101,7 +116,9 @@ class _ElementBits:
         def scan(shard: int) -> bytes:
             bits = []
             for block in store.plan.shard_blocks(shard):
-                known = wanted[store.read("structures/atomic_numbers", [block])]
+                numbers = store.read("structures/atomic_numbers", [block])
+                check_elements(numbers, f"structures/atomic_numbers, block {block}")
+                known = wanted[numbers]
                 bits.append(np.logical_and.reduceat(known, _first_atoms(store, block)))
             return np.packbits(np.concatenate(bits)).tobytes()
 

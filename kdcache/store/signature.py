@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import StringConstraints, ValidationError
 
 from kdcache.errors import ConfigError, IdentityError, StoreError, naming
+from kdcache.store.entries import Part, Sha256
 from kdcache.store.files import StoreFiles, check_size
 from kdcache.store.location import local_path
-from kdcache.store.manifest import Manifest, Part, Sha256
+from kdcache.store.manifest import Manifest
 from kdcache.store.metadata import readable
 from kdcache.store.shards import write_file
 
@@ -171,7 +172,7 @@ def sign_store(manifest: Manifest, key: Ed25519PrivateKey, target: Path) -> Sign
     Raises:
         StoreError: something is at `target`.
     """
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise StoreError(
             f"{target} exists, and nothing is overwritten. Delete it, if it is of earlier "
             f"content, or name another file (-o)."

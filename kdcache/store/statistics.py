@@ -16,17 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.cluster import Cluster, Here
-from kdcache.errors import StoreError
 from kdcache.fields import ENERGY, FORCES, FieldSpec, Level
 from kdcache.progress import Progress, silent
 from kdcache.store.codecs import FLOATS, channels
 from kdcache.store.metadata import Json
 from kdcache.store.moments import QUANTILES, Moments, count_bins, quantiles_of
 from kdcache.store.reader import Store
-from kdcache.store.scan import StoreReference, opened, reference
+from kdcache.store.scan import StoreReference, check_elements, opened, reference
 from kdcache.structures import MAX_ATOMIC_NUMBER, IntArray
 
 Array = npt.NDArray[Any]
+
+# Sums of squares of values beyond 1e154 are infinite, and told as null: no reason to warn.
+BEYOND_FLOATS = np.errstate(over="ignore", invalid="ignore")
 
 
 class Quantity(NamedTuple):
@@ -92,8 +94,8 @@ class Distribution:
         plain["quantiles"] = {f"{q:g}": _finite(value) for q, value in self.quantiles.items()}
         plain["histogram"] = self.bins.tolist() if self.count else []
         if self.channel_mean:
-            plain["channel_mean"] = list(self.channel_mean)
-            plain["channel_std"] = list(self.channel_std)
+            plain["channel_mean"] = [_finite(value) for value in self.channel_mean]
+            plain["channel_std"] = [_finite(value) for value in self.channel_std]
         return plain
 
 
@@ -130,6 +132,7 @@ class StoreStatistics:
         }
 
 
+@BEYOND_FLOATS
 def store_statistics(
     store: Store,
     cluster: Cluster | None = None,
@@ -229,6 +232,7 @@ class CountBins:
         return partial(_count_bins, opened(self.store), self.ranges)
 
 
+@BEYOND_FLOATS
 def _count_moments(store: Store, shard: int) -> ShardMoments:
     moments = {quantity.name: Moments() for quantity in quantities_of(store)}
     for quantity, values in _values(store, shard):
@@ -238,6 +242,7 @@ def _count_moments(store: Store, shard: int) -> ShardMoments:
     return ShardMoments(moments, atoms, structures)
 
 
+@BEYOND_FLOATS
 def _count_bins(
     store: Store, ranges: Mapping[str, tuple[float, float]], shard: int
 ) -> dict[str, IntArray]:
@@ -288,11 +293,7 @@ def _elements(store: Store, shard: int) -> tuple[IntArray, IntArray]:
         return atoms, structures
     for block in store.plan.shard_blocks(shard):
         numbers = store.read("structures/atomic_numbers", [block]).astype(np.int64)
-        if numbers.size and numbers.max() >= size:
-            raise StoreError(
-                f"structures/atomic_numbers, block {block}: {int(numbers.max())} is no element. "
-                f"The store is damaged; see `kdcache verify`."
-            )
+        check_elements(numbers, f"structures/atomic_numbers, block {block}")
         n_atoms = store.index.n_atoms[store.plan.block_structures(block)]
         owner = np.repeat(np.arange(len(n_atoms)), n_atoms)
         atoms += np.bincount(numbers, minlength=size)
@@ -360,7 +361,7 @@ def _distribution(
         std=std,
         least=least,
         largest=largest,
-        rms=float(np.sqrt(mean**2 + std**2)),
+        rms=float(np.hypot(mean, std)),
         quantiles=quantiles,
         bins=bins,
         channel_mean=() if by_channel is None else tuple(by_channel.mean.tolist()),

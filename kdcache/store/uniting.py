@@ -18,9 +18,9 @@ from kdcache.store.combining import (
     structures_copy,
     teacher_copy,
 )
-from kdcache.store.manifest import TeacherEntry, check_name
+from kdcache.store.entries import TeacherEntry, check_name
 from kdcache.store.picking import Pick, pick_rows
-from kdcache.store.provenance import check_wanted, common_teachers, rounded_again
+from kdcache.store.provenance import check_wanted, common_teachers, refuse_parts, rounded_again
 from kdcache.store.reader import Store
 from kdcache.store.rewrite import Rewrite, TeacherCopy
 from kdcache.structures import IntArray
@@ -48,9 +48,11 @@ def plan_union(
     Raises:
         IdentityError: a structure of one store is not in another.
         StoreError: two teachers of one name; edge features whose neighbour list is not the first
-            store's.
+            store's; the first store was passed on without its structures.
     """
     check_several(stores)
+    # The others give features alone, which are matched by contents: they may lack structures.
+    refuse_parts(stores[:1], "a merge that has the structures of the store named first")
     check_wanted(stores, fields)
     first, whole = stores[0], np.arange(len(stores[0]))
     copies: dict[str, TeacherCopy] = {}

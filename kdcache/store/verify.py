@@ -13,20 +13,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from kdcache.cluster import Cluster, Here
 from kdcache.errors import IdentityError, StoreError
 from kdcache.progress import Progress, silent
-from kdcache.store.contents import expected_files
+from kdcache.store.contents import ZARR, expected_files, node_documents
+from kdcache.store.documents import MAX_DOCUMENT_BYTES, check_document
 from kdcache.store.files import StoreFiles
+from kdcache.store.index import INDEX, StoreIndex
 from kdcache.store.location import StoreUrl
-from kdcache.store.manifest import Manifest, read_manifest
+from kdcache.store.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest
+from kdcache.store.metadata import root_document
 from kdcache.store.reader import Store, open_store, store_files
 from kdcache.store.scan import reference
 from kdcache.store.verify_shards import CheckContent, CheckShards
+from kdcache.store.withholding import check_part
 from kdcache.structures import Structure
 
 # Files of which one process computes the digests before it says so.
 FILES_AT_ONCE = 8
+SPLITS = {"train", "val", "test", ""}
 
 
 @dataclass(slots=True)
@@ -39,7 +46,8 @@ class VerifyReport:
         n_blocks: blocks of all fields that were decoded and checked.
         n_structures: structures whose content hash was computed from the stored positions.
         n_compared: structures compared with the dataset given.
-        problems: one line each; empty when the store is whole.
+        left_out: fields of the structures that the store was passed on without.
+        problems: one line each; empty when all that is there is right.
     """
 
     n_files: int = 0
@@ -47,16 +55,20 @@ class VerifyReport:
     n_blocks: int = 0
     n_structures: int = 0
     n_compared: int = 0
+    left_out: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
 
     @property
     def summary(self) -> str:
         """One line for people."""
-        verdict = f"{len(self.problems)} problems" if self.problems else "the store is whole"
+        right = "what was passed on is right" if self.left_out else "the store is whole"
+        verdict = f"{len(self.problems)} problems" if self.problems else right
+        left_out = f"; left out, so not checked: {', '.join(self.left_out)}"
         compared = f", {self.n_compared:,} compared with the data" if self.n_compared else ""
         return (
             f"{verdict}: {self.n_files:,} files ({self.n_bytes / 1e6:,.1f} MB), {self.n_blocks:,} "
             f"blocks, {self.n_structures:,} structures checked{compared}"
+            f"{left_out if self.left_out else ''}"
         )
 
 
@@ -93,6 +105,9 @@ def verify_store(
         _check_digests(files, manifest, report, cluster, progress)
         return report
     _check_listing(store, report)
+    _check_left_out(store, report)
+    _check_documents(store, report)
+    _check_index(store.index, report)
     _check_digests(files, store.manifest, report, cluster, progress)
     _check_shards(store, report, cluster, progress)
     if all(name in store.fields("structures") for name in ("positions", "cell", "pbc")):
@@ -115,6 +130,49 @@ def _check_listing(store: Store, report: VerifyReport) -> None:
             store.failures(teacher)
         except StoreError as error:
             report.problems.append(str(error))
+
+
+def _check_left_out(store: Store, report: VerifyReport) -> None:
+    """A store without its structures is what the whole one leaves without them, no other one."""
+    part = store.manifest.withheld
+    if part is None:
+        return
+    report.left_out = tuple(sorted(part.structures))
+    if report.problems:  # of other files than it has, nothing can be told
+        return
+    try:
+        check_part(store)
+    except StoreError as error:
+        report.problems.append(str(error))
+
+
+def _check_documents(store: Store, report: VerifyReport) -> None:
+    """The groups' zarr.json, and the root's, whose copies of all others public readers go by.
+
+    Those of arrays were compared when the store was opened.
+    """
+    nodes = node_documents(store.manifest, store.plans)
+    root = root_document(store.plan, store.manifest.format_version, nodes)
+    groups = [name for name, document in nodes.items() if document["node_type"] == "group"]
+    documents = [(f"{name}/{ZARR}", nodes[name], MAX_DOCUMENT_BYTES) for name in groups]
+    for name, expected, limit in [(ZARR, root, MAX_MANIFEST_BYTES), *documents]:
+        try:
+            check_document(store.files, name, expected, limit)
+        except StoreError as error:
+            report.problems.append(str(error))
+
+
+def _check_index(index: StoreIndex, report: VerifyReport) -> None:
+    """Columns of the index that no layout follows from."""
+    ids = index.structure_id
+    if repeated := len(ids) - len(set(ids.tolist())):
+        report.problems.append(f"{repeated} structures of {INDEX} have the id of another one")
+    if unknown := set(index.split.tolist()) - SPLITS:
+        report.problems.append(
+            f"{len(unknown)} splits of {INDEX} are none, such as {min(unknown)[:40]!r}"
+        )
+    if wrong := int((~np.isfinite(index.weight) | (index.weight < 0)).sum()):
+        report.problems.append(f"{wrong} weights of {INDEX} are negative or not finite")
 
 
 class FoundDigest(NamedTuple):
@@ -198,10 +256,9 @@ def _check_shards(store: Store, report: VerifyReport, cluster: Cluster, progress
             values += found.values
             edges += found.edges
             advance(n_fields * len(store.plan.shard_blocks(shard)))
-    report.problems += [text for *_, text in sorted(values)]
-    for *_, text in sorted(edges):
-        if text not in report.problems:
-            report.problems.append(text)
+    found_all = [text for *_, text in (*sorted(values), *sorted(edges))]
+    # A damaged list of failures is met again in every block that needs it.
+    report.problems[:] = dict.fromkeys([*report.problems, *found_all])
 
 
 def _check_content(

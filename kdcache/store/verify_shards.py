@@ -19,7 +19,7 @@ from kdcache.store.codecs import FLOATS
 from kdcache.store.edges import check_edges, check_lengths
 from kdcache.store.reader import Store
 from kdcache.store.records import iterate_structures
-from kdcache.store.scan import StoreReference, opened
+from kdcache.store.scan import StoreReference, check_elements, opened
 
 FETCHED_AT_ONCE = 8  # blocks of one field
 # Ground truth of a structure without labels is NaN; whatever a teacher says is finite.
@@ -118,12 +118,16 @@ def _check_block(store: Store, name: str, spec: FieldSpec, block: int) -> None:
             wrong &= ~failed.reshape(-1, *(1,) * (wrong.ndim - 1))
         if wrong.any():
             raise StoreError(f"{name}, block {block}: {int(wrong.sum())} values are not finite")
-    if spec.name == "edge_index" and len(values):
-        plan = store.plans[group]
-        rows = plan.block_structures(block)
-        limit = np.repeat(plan.n_atoms[rows], plan.n_edges[rows])
-        if values.min() < 0 or (values >= limit[:, None]).any():
-            raise StoreError(f"{name}, block {block}: an edge names an atom its structure lacks")
+    # numpy counts another byte than 1 as several.
+    if spec.dtype == "bool" and (values.view(np.uint8) > 1).any():
+        raise StoreError(f"{name}, block {block}: a flag is neither 0 nor 1")
+    if name == "structures/atomic_numbers":
+        check_elements(values, f"{name}, block {block}")
+    if name == f"structures/{EDGE_INDEX.name}":
+        rows = store.plan.block_structures(block)
+        counts = store.plan.n_atoms[rows], store.plan.n_edges[rows]
+        shift = store.read(f"structures/{EDGE_SHIFT.name}", [block])
+        check_edges(values, shift, *counts, f"{name}, block {block}")
 
 
 def _own_edges_problem(store: Store, teacher: str, block: int) -> str:

@@ -27,13 +27,14 @@ from kdcache.store.contents import (
     node_documents,
     shard_file,
 )
+from kdcache.store.entries import Withheld
 from kdcache.store.files import inside
-from kdcache.store.manifest import MANIFEST, Manifest, Withheld
+from kdcache.store.manifest import MANIFEST, Manifest
 from kdcache.store.metadata import readable, root_document
 from kdcache.store.reader import Store, open_store
 from kdcache.store.rewrite import UNFINISHED_SUFFIX, refuse_existing
 from kdcache.store.shards import sync_directory, write_file, write_files
-from kdcache.store.signature import MAX_BYTES, SIGNATURE
+from kdcache.store.signature import MAX_BYTES, SIGNATURE, read_signature
 from kdcache.store.work import LOCK, WORK, StoreLock
 
 GROUND_TRUTH = tuple(spec.name for spec in (*STRUCTURE_FIELDS, *OPTIONAL_FIELDS))
@@ -65,11 +66,16 @@ def withheld(store: Store, progress: Progress = silent) -> Withholding:
     Reads the ground truth once, for a digest of its values.
 
     Raises:
-        StoreError: there are no structures in it, or a shard is damaged.
+        StoreError: there are no structures in it, some are left out already, or a shard is damaged.
     """
     held = store.fields("structures")
     names = [name for name in GROUND_TRUTH if name in held]
-    if store.manifest.withheld is not None or not names:
+    if (part := store.manifest.withheld) is not None:
+        raise StoreError(
+            f"{store.path} was passed on without {', '.join(sorted(part.structures))} already. To "
+            f"leave out more, put them back first: `kdcache join {store.path} DATA -o FULL`."
+        )
+    if not names:
         raise StoreError(f"{store.path} holds no structures that could be left out.")
     check_listing(store)
     with progress("withhold", len(names) * store.plan.n_blocks, "blocks") as advance:
@@ -121,7 +127,7 @@ def narrowed(whole: Manifest, plans: Plans, values: Mapping[str, str]) -> tuple[
 def check_part(store: Store) -> None:
     """What a store without its structures holds is what the whole store's manifest says.
 
-    Then a signature of the whole store is one of this part, too.
+    Then a signature of the whole one is one of this part, too.
 
     Raises:
         StoreError: it was edited.
@@ -129,6 +135,7 @@ def check_part(store: Store) -> None:
     part = store.manifest.withheld
     if part is None:
         return
+    check_listing(store)
     expected, _ = narrowed(store.manifest.whole(), store.plans, part.values)
     if expected.root_digest != store.manifest.root_digest:
         raise StoreError(
@@ -154,8 +161,12 @@ def check_listing(store: Store) -> None:
 
 def write_without_structures(
     store: Store, output: str | Path, progress: Progress = silent
-) -> Manifest:
+) -> tuple[Manifest, str]:
     """Copy a store without its structures; a signature of the whole one goes with it.
+
+    Returns:
+        The manifest of what is passed on, and why no signature goes with it ("" where one does, or
+        none was there).
 
     Raises:
         StoreError: something is at `output`, or a file of the store is damaged.
@@ -166,10 +177,10 @@ def write_without_structures(
             for name in part.passed_on:
                 copy_file(store, name, path)
                 advance()
-        copy_signature(store, path)
+        unsigned = copy_signature(store, path)
         write_files({path / name: content for name, content in part.replaced.items()})
         open_store(path)
-    return part.manifest
+    return part.manifest, unsigned
 
 
 @contextmanager
@@ -190,18 +201,27 @@ def building(output: str | Path, purpose: str) -> Iterator[Path]:
             f"another path, or delete it."
         )
     with StoreLock(path):
+        refuse_existing(output)  # whoever held the lock before us may have made it
         write_file(mark, b"")
-        for left in (*path.iterdir(), *mark.parent.iterdir()):
-            if left not in (mark.parent, mark, mark.parent / LOCK):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        kept = (path / WORK, mark, path / WORK / LOCK)
+        _remove_all_but(kept, path)
+        _remove_all_but(kept, path / WORK)
         try:
             yield path
-            shutil.rmtree(path / WORK)
+            # The mark goes last: until the store has its name, a killed attempt must be known.
+            _remove_all_but(kept, path / WORK)
+            os.rename(path, output)
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
-    os.rename(path, output)
-    sync_directory(output.parent)
+        shutil.rmtree(output / WORK, ignore_errors=True)
+        sync_directory(output.parent)
+
+
+def _remove_all_but(kept: tuple[Path, ...], folder: Path) -> None:
+    for left in folder.iterdir():
+        if left not in kept:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def copy_file(store: Store, name: str, target: Path) -> int:
@@ -233,10 +253,25 @@ def copy_file(store: Store, name: str, target: Path) -> int:
     return size
 
 
-def copy_signature(store: Store, target: Path) -> None:
-    """Copy the signature of a store, where there is one."""
+def copy_signature(store: Store, target: Path) -> str:
+    """Copy the signature of a store where it is one of the whole store, the one kind that a store
+    without its structures and the joined one share.
+
+    Returns:
+        Why it is left behind; "" where it is copied, or none is there.
+    """
     try:
         content = store.files.read(SIGNATURE, MAX_BYTES)
+        signed = read_signature(store.files)
     except FileNotFoundError:
-        return
+        return ""
+    except StoreError as error:
+        return f"the signature is left behind: {error}"
+    whole = store.manifest.whole().root_digest
+    if signed.root_digest != whole:
+        return (
+            f"the signature is left behind: it is of {signed.root_digest[:12]}…, the whole store "
+            f"is {whole[:12]}…"
+        )
     write_file(target / SIGNATURE, content)
+    return ""

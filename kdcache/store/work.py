@@ -145,8 +145,8 @@ class WorkFolder:
             write_file(self.path / GROUP, readable(identity))
             return
         try:
-            begun: Json = json.loads((self.path / GROUP).read_bytes())
-        except ValueError:
+            begun: Json = dict(json.loads((self.path / GROUP).read_bytes()))
+        except (ValueError, TypeError, RecursionError):
             raise StoreError(
                 f"{self.path / GROUP} is damaged, so {self.group} cannot be gone on with. Delete "
                 f"{self.path} to begin anew."

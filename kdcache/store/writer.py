@@ -20,18 +20,11 @@ from kdcache.errors import StoreError, TeacherError
 from kdcache.fields import N_EDGES, FieldSpec
 from kdcache.store.codecs import EncodingError, OnNonfinite, OnOverflow
 from kdcache.store.contents import ZARR, group_plans, node_documents, plan_of
+from kdcache.store.entries import FieldEntry, FieldError, TeacherEntry
 from kdcache.store.failures import FAILURES, Failures
 from kdcache.store.index import INDEX, StoreIndex
 from kdcache.store.layout import BlockPlan
-from kdcache.store.manifest import (
-    MANIFEST,
-    PLAIN_FORMAT_VERSION,
-    FieldEntry,
-    FieldError,
-    Manifest,
-    TeacherEntry,
-    read_manifest,
-)
+from kdcache.store.manifest import MANIFEST, PLAIN_FORMAT_VERSION, Manifest, read_manifest
 from kdcache.store.metadata import (
     Json,
     field_documents,
@@ -170,10 +163,12 @@ class GroupWriter:
             Shards that other writers have yet to write; 0 where the group is finished.
         """
         with self._step():
-            pending = self.pending_shards()
-            if not pending and not self._is_done():
-                self.commit()
-            return len(pending)
+            if self._is_done():
+                return 0
+            records = self._work.records(self.plan.n_shards)
+            if len(records) == self.plan.n_shards:
+                self._commit(records)
+            return self.plan.n_shards - len(records)
 
     def commit(self) -> Manifest:
         """Check that every shard is there, write the manifest, remove the traces of writing.
@@ -188,6 +183,9 @@ class GroupWriter:
                 f"{self.group} of {self.path} has {len(records)} of {self.plan.n_shards} shards. "
                 f"Write the others before it is committed."
             )
+        return self._commit(records)
+
+    def _commit(self, records: Mapping[int, ShardRecord]) -> Manifest:
         files = self._files()
         reasons = {
             row: text for record in records.values() for row, text in record.failures.items()

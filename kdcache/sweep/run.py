@@ -35,7 +35,7 @@ from kdcache.checkpoint import (
     write_text,
 )
 from kdcache.config import dump_config
-from kdcache.errors import KdcacheError, TrainingError
+from kdcache.errors import KdcacheError, TrainingError, reason_of
 from kdcache.progress import Advance, Progress, silent
 from kdcache.store import Store, open_store
 from kdcache.stream.neighbors import neighbors_for
@@ -220,8 +220,7 @@ def _attempt(task: Task, advance: Callable[[int], None]) -> str | None:
         return str(error)
     except Exception as error:  # one run's trouble is not the others'
         log.info("where %s failed:", task.job.name, exc_info=error)
-        lines = str(error).strip().splitlines()
-        return f"{type(error).__name__}: {lines[0] if lines else 'without a word'}"
+        return f"{type(error).__name__}: {reason_of(error)}"
     return None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.errors import KdcacheError, TeacherError, printable
+from kdcache.errors import KdcacheError, TeacherError, reason_of
 from kdcache.pickles import ForbiddenGlobalError, Function, Record, refused_name
 
 
@@ -63,9 +63,9 @@ def read_torch_file(path: str | Path, *, allow_pickle: bool = False) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> TeacherError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    reason = printable(first)
-    return TeacherError(f"{path} is no complete file of torch.save ({reason[:100]}). Get it again.")
+    return TeacherError(
+        f"{path} is no complete file of torch.save ({reason_of(error)}). Get it again."
+    )
 
 
 class StandIn(Record):

@@ -132,19 +132,99 @@ def test_a_store_goes_to_another_lab_without_its_structures_and_comes_together_t
     said = kdcache("withhold", store, "-o", shared)
     assert said.startswith("left out: atomic_numbers, cell, energy, forces, pbc, positions\n")
     said = kdcache("verify", shared, "--key", public)
-    assert "signed by key" in said
-    assert "; left out, so not checked: atomic_numbers, cell," in said
+    assert said.startswith("what was passed on is right: ")
+    assert (
+        "; left out, so not checked: atomic_numbers, cell, energy, forces, pbc, positions; " in said
+    )
+    assert "; signed by key " in said
     shown = kdcache("inspect", shared)
     assert "structures (left out: atomic_numbers, cell, energy" in shown
     assert "of the whole store, not checked here" in shown
     # By contents: ids and order of the receiver are his own, and he has more than the sender used.
     mine = reversed_data(tmp_path, [*dataset(), *dataset(26)[24:]])
     said = kdcache("join", shared, mine, "-o", full)
-    assert "2 structures of the data are not in the store and are left out" in said
+    assert (
+        "2 structures of the data are not in the store, or repeat one that is, and are left" in said
+    )
     assert "the sender's whole store, byte for byte" in said
     assert files_of(full) == files_of(store)
     assert "signed by key" in kdcache("verify", full, "--key", public)
     kdcache("train-student", full, "-o", tmp_path / "run", "--strategy", "n2n", *settings())
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        ("subset", "--sample", 10, "--fields", "node,energy"),
+        ("pull", "--where", "n_atoms < 4", "--teachers", "teacher"),
+    ],
+    ids=["subset", "where"],
+)
+def test_a_part_of_a_store_goes_without_structures_as_a_store_of_its_own(
+    part: tuple[object, ...], features: Path, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The way out that refusals name: the part first, then what is left of it."""
+    private, public = keys
+    command, *options = part
+    some, sent, got = (tmp_path / f"{name}.zarr" for name in ("some", "sent", "got"))
+    publish = ("publish", features, sent, "--without-structures")
+    assert "kdcache subset" in refused(*publish, "--fields", "node")
+    assert "kdcache pull STORE -o PART" in refused(*publish, "--where", "n_atoms < 4")
+    kdcache(command, features, "-o", some, *options)
+    kdcache("sign", some, "--key", private)
+    kdcache("publish", some, sent, "--without-structures")
+    assert not (sent / "structures" / "positions").exists()
+    for store in (sent, got):
+        if store == got:
+            kdcache("pull", sent, "-o", got)
+        said = kdcache("verify", store, "--key", public)
+        assert said.startswith("what was passed on is right: ")
+        assert "; signed by key " in said
+    full = tmp_path / "full.zarr"
+    said = kdcache("join", got, reversed_data(tmp_path), "-o", full)
+    assert "the sender's whole store, byte for byte" in said
+    assert files_of(full) == files_of(some)
+    said = kdcache("verify", full, "--key", public)
+    assert said.startswith("the store is whole: ")
+    assert "; signed by key " in said
+
+
+def test_what_is_made_of_a_part_would_be_lost_for_joining_and_is_refused(
+    shared: Path, features: Path, tmp_path: Path
+) -> None:
+    new = tmp_path / "new.zarr"
+    for command in (
+        ("subset", shared, "-o", new, "--sample", 5),
+        ("convert", shared, "-o", new, "--codec", "node=exact"),
+        ("merge", features, shared, "-o", new, "--skip-repeated"),
+        ("merge", shared, features, "-o", new, "--same-structures", "--rename", "teacher=second"),
+    ):
+        assert f"`kdcache join {shared} DATA -o FULL`" in refused(*command)
+    result = CliRunner().invoke(main, ["pull", str(shared), "-o", str(new), "--sample", "5"])
+    assert (result.exit_code, "kdcache join" in result.stderr) == (2, True)
+    assert not list(tmp_path.glob("new.zarr*"))
+    kdcache("merge", features, shared, "-o", new, "--same-structures", "--rename", "teacher=second")
+    assert "the store is whole" in kdcache("verify", new)
+
+
+def test_a_signature_that_cannot_hold_is_left_behind_and_that_is_said(
+    copied: Path, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    private, public = keys
+    shared, full = tmp_path / "shared.zarr", tmp_path / "full.zarr"
+    kdcache("sign", copied, "--key", private)
+    before = (copied / "signature.json").read_bytes()
+    kdcache("annotate", copied, "--creator", "A. Lab", "--remove-signature")
+    (copied / "signature.json").write_bytes(before)
+    said = kdcache("withhold", copied, "-o", shared)
+    assert "the signature is left behind: it is of " in said
+    assert "is not signed" in refused("verify", shared, "--key", public)
+    # Signed too late: of the part alone, which the receiver's whole store is not.
+    kdcache("sign", shared, "--key", private)
+    assert "; signed by key " in kdcache("verify", shared, "--key", public)
+    said = kdcache("join", shared, reversed_data(tmp_path), "-o", full)
+    assert "the signature is left behind: it is of " in said
+    assert "is not signed" in refused("verify", full, "--key", public)
 
 
 def test_joined_from_a_store_of_ones_own(shared: Path, features: Path, tmp_path: Path) -> None:
@@ -173,7 +253,7 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(
     assert "0 of 24 structures have labels, there 24" in line
     assert "holds its structures" in refused("join", features, other, "-o", full)
     assert "exists" in refused("join", shared, other, "-o", features)
-    assert "holds no structures" in refused("withhold", shared, "-o", full)
+    assert "already. To leave out more" in refused("withhold", shared, "-o", full)
     made = {"labels", "fewer", "bare"}
     assert sorted({file.name for file in tmp_path.iterdir()} - made) == before
     said = kdcache("join", shared, other, "-o", full, "--own-labels")

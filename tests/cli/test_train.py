@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from kdcache.dump import DumpOptions, dump_teacher
 from kdcache.store import open_store
@@ -98,6 +101,21 @@ def test_a_stopped_run_goes_on_with_the_same_command(features: Path, tmp_path: P
     assert "6 steps" in kdcache(*command)
     assert [row["step"] for row in metrics(tmp_path / "run")] == ["3", "6"]
     assert "is finished: 6 of 6 steps" in refused(*command)
+
+
+def test_a_state_of_another_model_is_refused_and_the_one_before_gone_on_from(
+    features: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = ("train-student", features, "-o", run, *settings())
+    kdcache(*command, "--stop-after", 4)
+    model = run / "state" / "step-000000004" / "model.safetensors"
+    save_file({"weight": torch.ones(3)}, model)
+    line = refused(*command)
+    assert "model has no " in line
+    assert f"{model.parent} is no state of this run" in line
+    shutil.rmtree(model.parent)
+    assert "6 steps" in kdcache(*command)
 
 
 def test_files_are_imported_beside_the_run_and_watched(data: Path, tmp_path: Path) -> None:

@@ -124,7 +124,9 @@ class Sample:
         if spec.name == "flag":
             return np.asarray((s + k) % 2 == 1).reshape(n)
         if spec.name == "edge_index":
-            return np.stack([k[:, 0] % structure.n_atoms, (k[:, 0] + 1) % structure.n_atoms], 1)
+            # Sorted by target, source, shift: an atom's two edges come from its next one.
+            target = k[:, 0] // 2
+            return np.stack([(target + 1) % structure.n_atoms, target], 1)
         if spec.name == "edge_shift":
             return np.broadcast_to(np.array([s, 0, -s]), (n, 3)) + k
         # Channel 0 is s, channel 1 is k: a row taken for another's is seen at once.

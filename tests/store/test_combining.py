@@ -327,6 +327,10 @@ def test_what_is_chosen_is_what_was_asked_for(stores: list[Store], samples: list
         ({"ids": ["y", "x"]}, "has no structure 'y', nor 1 more of 2 ids"),
         ({"rows": [12]}, r"has rows 0…11, not 12"),
         ({"sample": 13}, "A sample of 13 is asked for, 12 structures"),
+        ({"sample": 0}, "A sample of 0 is none"),
+        ({"sample": -3}, "A sample of -3 is none"),
+        ({"elements": [1, 119]}, "119 is no element"),
+        ({"elements": [-1]}, "-1 is no element"),
         (
             {"splits": ["val"], "max_atoms": 1, "elements": [2]},
             "split 3, at most 1 atoms .*are lef",

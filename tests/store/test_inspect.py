@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kdcache.store import add_teacher, describe_store, format_description, open_store
+from kdcache.store import add_teacher, describe_store, format_description, open_store, read_manifest
 from kdcache.store.signature import SIGNATURE
 from kdcache.store.withholding import write_without_structures
 from tests.store.sample import STRUCTURES, TEACHER, Sample, files_of, teacher_entry, write_all
@@ -26,6 +26,17 @@ def test_counts_sizes_and_fields_are_those_of_the_store(finished: Path, sample: 
     assert description["n_bytes"] == sum(shards.values())
     vector = sum(n for k, n in shards.items() if k.startswith("teachers/painn/vector"))
     assert fields["vector"]["n_bytes"] == vector
+
+
+def test_errors_of_a_field_that_is_not_there_are_passed_over(copied: Path) -> None:
+    """Whoever seals a manifest may write any name."""
+    manifest = read_manifest(copied)
+    entry = manifest.teachers["painn"]
+    odd = entry.model_copy(update={"errors": {**entry.errors, "other": entry.errors["node"]}})
+    sealed = manifest.model_copy(update={"teachers": {"painn": odd}}).sealed()
+    (copied / "manifest.json").write_bytes(sealed.to_bytes())
+    fields = describe_store(copied)["teachers"]["painn"]["fields"]  # type: ignore[index, call-overload]
+    assert set(fields) == {spec.name for spec in TEACHER}  # type: ignore[arg-type]
 
 
 def test_people_see_licences_of_all_three_apart(finished: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import zarr
 
 from kdcache.errors import IdentityError, StoreError
-from kdcache.fields import FIXED, STRUCTURE_FIELDS, FieldSpec
+from kdcache.fields import FIXED, STRUCTURE_FIELDS, TAGS, FieldSpec
 from kdcache.store import (
     Store,
     add_teacher,
@@ -162,6 +162,11 @@ def test_one_copy_stands_for_all_that_are_equal(tmp_path: Path) -> None:
     more = [*twice, replace(dataset[2], structure_id="third")]
     report = join_store(open_store(tmp_path / "part.zarr"), more, tmp_path / "more.zarr")
     assert (report.n_superfluous, report.first_superfluous) == (1, "third")
+    other = [replace(dataset[0], energy=-7.0), *dataset[1:]]
+    part = open_store(tmp_path / "part.zarr")
+    report = join_store(part, other, tmp_path / "own.zarr", own_labels=True)
+    assert report.manifest.dataset.n_labelled == 5
+    assert verify_store(tmp_path / "own.zarr").problems == []
 
 
 def test_fixed_atoms_are_put_back_and_compared(tmp_path: Path) -> None:
@@ -172,6 +177,19 @@ def test_fixed_atoms_are_put_back_and_compared(tmp_path: Path) -> None:
     assert join_store(part, dataset, tmp_path / "full.zarr").is_whole
     with pytest.raises(IdentityError, match="fixed of the data are not those of"):
         join_store(part, make_dataset((3, 1, 2)), tmp_path / "free.zarr")
+
+
+def test_atoms_of_which_nothing_is_said_have_the_senders_tags(tmp_path: Path) -> None:
+    tags = [np.full(n, 2, np.uint8) for n in (3, 1, 2)]
+    tags[0][0] = 0
+    dataset = [replace(s, tags=t) for s, t in zip(make_dataset((3, 1, 2)), tags, strict=True)]
+    whole = written(tmp_path / "whole.zarr", laid_out(dataset), {TAGS: "tags"})
+    write_without_structures(whole, tmp_path / "part.zarr")
+    part = open_store(tmp_path / "part.zarr")
+    data = [dataset[0], *make_dataset((3, 1, 2))[1:]]
+    assert join_store(part, data, tmp_path / "full.zarr").is_whole
+    with pytest.raises(IdentityError, match="1 of 3 structures are not in it"):
+        join_store(part, make_dataset((3, 1, 2)), tmp_path / "bare.zarr")
 
 
 def test_missing_and_edited_structures_are_told_by_count_and_id(
@@ -224,6 +242,12 @@ def test_data_without_labels_is_refused_or_counted(shared: Store, tmp_path: Path
     assert report.differing == ("energy", "forces")
     assert report.manifest.dataset.n_labelled == 0
     assert verify_store(tmp_path / "own.zarr").problems == []
+    # An energy alone is no label, as everywhere.
+    data = [replace(structure, forces=None) for structure in make_dataset()]
+    report = join_store(shared, data, tmp_path / "energies.zarr", own_labels=True)
+    assert report.differing == ("forces",)
+    assert report.manifest.dataset.n_labelled == 0
+    assert verify_store(tmp_path / "energies.zarr").problems == []
 
 
 def test_the_same_values_compressed_otherwise_are_told_from_others(
@@ -249,7 +273,7 @@ def test_the_same_values_compressed_otherwise_are_told_from_others(
 
 def test_a_part_is_not_changed(shared: Store, tmp_path: Path, sample: Sample) -> None:
     """Another teacher or licence would make it a part of nothing."""
-    with pytest.raises(StoreError, match="holds no structures that could be left out"):
+    with pytest.raises(StoreError, match=r"was passed on without atomic_numbers, .* already"):
         write_without_structures(shared, tmp_path / "part.zarr")
     with pytest.raises(StoreError, match="would no longer be part of"):
         annotate_store(Path(str(shared.path)), Annotation(creator="me"))
@@ -367,6 +391,8 @@ def test_a_whole_store_and_one_of_unknown_origin_are_not_joined(
     write_all(add_teacher(tmp_path / "bare.zarr", "t", teacher_entry(), TEACHER[:1]), sample)
     with pytest.raises(StoreError, match="does not say which store it is a part of"):
         join_store(open_store(tmp_path / "bare.zarr"), make_dataset(), tmp_path / "full.zarr")
+    with pytest.raises(StoreError, match="holds no structures that could be left out"):
+        write_without_structures(open_store(tmp_path / "bare.zarr"), tmp_path / "part.zarr")
 
 
 def test_nothing_that_is_there_is_overwritten(shared: Store, tmp_path: Path) -> None:

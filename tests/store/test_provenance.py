@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -20,6 +21,7 @@ from kdcache.store import (
 from kdcache.store.annotation import Annotation, annotate_store
 from kdcache.store.licences import is_spdx
 from kdcache.store.signature import SIGNATURE
+from kdcache.store.work import StoreLock
 from tests.store.sample import TEACHER, Sample, files_of, teacher_entry, write_all
 
 STATED = Annotation(
@@ -99,6 +101,31 @@ def test_a_store_a_teacher_is_being_added_to_is_left_alone(copied: Path, sample:
     with pytest.raises(StoreError, match="unfinished teachers/second"):
         annotate_store(copied, STATED)
     assert files_of(copied) == content
+
+
+def test_what_is_stated_meanwhile_is_not_lost(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process wrote the manifest, and gave the lock back as we asked for it."""
+    flock = fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        manifest = read_manifest(copied)
+        dataset = manifest.dataset.model_copy(update={"citation": "theirs"})
+        changed = manifest.model_copy(update={"dataset": dataset}).sealed()
+        (copied / "manifest.json").write_bytes(changed.to_bytes())
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    dataset = annotate_store(copied, Annotation(creator="ours")).dataset
+    assert (dataset.creator, dataset.citation) == ("ours", "theirs")
+    assert read_manifest(copied).dataset == dataset
+
+
+def test_a_store_that_another_process_writes_to_is_not_annotated(copied: Path) -> None:
+    with StoreLock(copied), pytest.raises(StoreError, match="Another process is writing"):
+        annotate_store(copied, STATED)
 
 
 def test_inspect_shows_provenance_units_order_and_errors(copied: Path) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import zarr
 
 from kdcache.errors import KdcacheError
-from kdcache.store import Store, manifest, open_store
-from tests.store.sample import Sample, begin_structures, write_all
+from kdcache.store import Store, create_store, manifest, open_store
+from tests.store.sample import STRUCTURES, Sample, begin_structures, write_all
 
 RAW, BLOSC, COMPACT = "teachers/painn/node", "structures/forces", "teachers/painn/vector"
 
@@ -131,6 +132,11 @@ def test_an_edited_manifest_is_refused(copied: Path) -> None:
     assert "edited or damaged" in refusal(lambda: open_store(copied))
 
 
+def taught(document: dict[str, Any], field: str) -> dict[str, Any]:
+    """The entry of a teacher's field, which may have any shape and dtype."""
+    return cast(dict[str, Any], document["teachers"]["painn"]["fields"][field])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -140,10 +146,10 @@ def test_an_edited_manifest_is_refused(copied: Path) -> None:
         (lambda m: m["capacities"].update(n_blocks=2**40), "n_blocks 1099511627776"),
         (lambda m: m["dataset"].update(n_structures=2**40), "the manifest says 1099511627776"),
         (lambda m: m.update(n_atoms=7), "n_atoms 7"),
-        (lambda m: m["structures"]["forces"].update(shape=[2**24, 2**24]), "than a chunk may"),
-        (lambda m: m["structures"]["forces"].update(shape=[4]), "has chunk_grid"),
-        (lambda m: m["structures"]["forces"].update(dtype="int64"), "has attributes"),
-        (lambda m: m["structures"]["forces"].update(dtype="object"), "has dtype object"),
+        (lambda m: taught(m, "node").update(shape=[2**24, 2**24]), "than a chunk may"),
+        (lambda m: taught(m, "node").update(shape=[4]), "has chunk_grid"),
+        (lambda m: taught(m, "atomic_energy").update(dtype="int64"), "has attributes"),
+        (lambda m: taught(m, "atomic_energy").update(dtype="object"), "has dtype object"),
         (lambda m: m["structures"].pop("energy"), None),
         (lambda m: m["dataset"].update(digest="0" * 64), "says dataset 000000000000"),
         (lambda m: m["digests"].update({"index.parquet": "0" * 64}), "the manifest says 0000"),
@@ -158,6 +164,36 @@ def test_a_manifest_that_disagrees_with_the_files_is_refused_before_anything_is_
         assert "energy" not in open_store(copied).fields("structures")
         return
     assert message in refusal(lambda: open_store(copied))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("forces", {"level": "structure"}, "float64 [3] of each structure"),
+        ("forces", {"shape": ()}, "float64 [] of each atom"),
+        ("energy", {"shape": (2,)}, "float64 [2] of each structure"),
+        ("positions", {"dtype": "float32"}, "float32 [3] of each atom"),
+        ("pbc", {"dtype": "uint8"}, "uint8 [3] of each structure"),
+        ("edge_index", {"shape": (5,)}, "int32 [5] of each edge"),
+    ],
+)
+def test_a_field_of_fixed_meaning_has_its_shape_and_dtype(
+    tmp_path: Path, sample: Sample, name: str, change: dict[str, Any], said: str
+) -> None:
+    """All documents and digests agree: only the format says otherwise."""
+    fields = [replace(spec, **change) if spec.name == name else spec for spec in STRUCTURES]
+    path, plan = tmp_path / "store.zarr", sample.plan
+    writer = create_store(path, index=sample.index, plan=plan, fields=fields, dataset=sample.entry)
+    with writer:
+        for shard in range(plan.n_shards):
+            arrays = sample.shard(STRUCTURES, shard)
+            (spec,) = (spec for spec in fields if spec.name == name)
+            rows = int(plan.counts(spec.level)[plan.shard_structures(shard)].sum())
+            arrays[name] = np.zeros((rows, *spec.shape), spec.dtype)
+            writer.write_shard(shard, arrays)
+        writer.commit()
+    message = refusal(lambda: open_store(path))
+    assert f"structures/{name} is {said} in the manifest, the format has " in message
 
 
 @pytest.mark.parametrize(

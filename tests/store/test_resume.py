@@ -129,6 +129,16 @@ def test_an_unfinished_teacher_is_gone_on_with_only_as_it_was_begun(
     assert "second" not in open_store(copied).teachers
 
 
+@pytest.mark.parametrize("content", ["[1]", "3", "null", "{", "[" * 100_000])
+def test_a_record_of_what_was_begun_that_is_none_is_refused(
+    copied: Path, sample: Sample, content: str
+) -> None:
+    write_all(add_teacher(copied, "second", teacher_entry(), TEACHER), sample, [0])
+    (copied / WORK / "teachers" / "second" / "group.json").write_text(content)
+    with pytest.raises(StoreError, match=r"group\.json is damaged"):
+        add_teacher(copied, "second", teacher_entry(), TEACHER).__enter__()
+
+
 def test_a_teacher_may_be_left_and_another_one_finished_in_between(
     copied: Path, sample: Sample
 ) -> None:

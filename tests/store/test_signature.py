@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 import shutil
 import stat
 import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import x25519
 
 from kdcache.errors import ConfigError, IdentityError, StoreError
 from kdcache.store import open_store, read_manifest, verify_store
@@ -159,6 +163,45 @@ def test_a_private_key_is_its_owners_alone_and_never_overwritten(tmp_path: Path)
     assert (tmp_path / "other.pem").read_bytes() != before
 
 
+def test_keys_are_not_written_through_links_nor_over_what_comes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("lab.pem", "lab.pem.pub"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ConfigError, match=f"{name} exists"):
+            make_keys(tmp_path / "lab.pem")
+        (tmp_path / name).unlink()
+    real_open = os.open
+
+    def late(path: Path, flags: int, mode: int = 0o777) -> int:
+        path.write_text("somebody else's")
+        return real_open(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", late)
+    with pytest.raises(FileExistsError):
+        make_keys(tmp_path / "lab.pem")
+    assert (tmp_path / "lab.pem").read_text() == "somebody else's"
+    assert [path.name for path in tmp_path.iterdir()] == ["lab.pem"]
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_half_a_pair_of_keys_is_none(
+    fails_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails while the private or the public key is written."""
+    calls = []
+
+    def fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == fails_at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=r"Input/output error: .*lab\.pem"):
+        make_keys(tmp_path / "lab.pem")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_signed_store_is_whole_and_its_owners(signed: Path, keys: Path) -> None:
     found = read_signature(LocalFiles(signed))
     assert json.loads((signed / SIGNATURE).read_text())["algorithm"] == "Ed25519"
@@ -182,8 +225,14 @@ def test_signatures_beside_the_store_count_too_and_are_not_overwritten(
     with pytest.raises(FileNotFoundError):
         read_signature(LocalFiles(copied))
     check_signature(read_signature(target), read_public_key(public(keys)), read_manifest(copied))
-    with pytest.raises(StoreError, match="nothing is overwritten"):
-        sign_store(read_manifest(copied), read_private_key(keys), target)
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "nowhere")
+    for there in (target, link):
+        with pytest.raises(StoreError, match="nothing is overwritten"):
+            sign_store(read_manifest(copied), read_private_key(keys), there)
+    target.write_bytes(b" " * 5000)
+    with pytest.raises(StoreError, match="5000 bytes"):
+        read_signature(target)
 
 
 def test_another_key_another_store_and_another_signature_are_refused(
@@ -267,3 +316,35 @@ def test_what_is_no_key_is_said_in_one_line(content: bytes, tmp_path: Path, keys
         read_public_key(keys)
     with pytest.raises(ConfigError, match="the other key of a pair"):
         read_private_key(public(keys))
+
+
+def test_keys_of_another_kind_and_what_is_too_long_for_one_are_refused(
+    tmp_path: Path, keys: Path
+) -> None:
+    key, public_key = tmp_path / "key", tmp_path / "key.pub"
+    other = x25519.X25519PrivateKey.generate()
+    public_format = serialization.PublicFormat.SubjectPublicKeyInfo
+    pem_of = serialization.Encoding.PEM
+    plain = (pem_of, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    key.write_bytes(other.private_bytes(*plain))
+    public_key.write_bytes(other.public_key().public_bytes(pem_of, public_format))
+    with pytest.raises(ConfigError, match="is no private key of Ed25519"):
+        read_private_key(key)
+    with pytest.raises(ConfigError, match="is no public key of Ed25519"):
+        read_public_key(public_key)
+    # A parser of PEM passes over what stands behind a key.
+    for read, file in ((read_private_key, keys), (read_public_key, public(keys))):
+        (tmp_path / "long").write_bytes(file.read_bytes() + b"\n" * 5000)
+        with pytest.raises(StoreError, match="at most 4096 are expected"):
+            read(tmp_path / "long")
+
+
+def test_an_encrypted_key_says_what_to_do(tmp_path: Path, keys: Path) -> None:
+    locked = read_private_key(keys).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+    (tmp_path / "key").write_bytes(locked)
+    with pytest.raises(ConfigError, match=r"is encrypted\. .*openssl pkey -in key"):
+        read_private_key(tmp_path / "key")

@@ -12,11 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcache.errors import StoreError
-from kdcache.store import Store, moments
+from kdcache.fields import FieldSpec
+from kdcache.store import Store, add_teacher, moments, open_store
 from kdcache.store.histograms import bars_of, draw_statistics
 from kdcache.store.moments import N_BINS, Moments, count_bins, quantiles_of
-from kdcache.store.statistics import StoreStatistics, quantities_of, store_statistics
-from tests.store.sample import Sample
+from kdcache.store.statistics import (
+    CountMoments,
+    StoreStatistics,
+    quantities_of,
+    store_statistics,
+)
+from tests.store.sample import Sample, begin_structures, teacher_entry, write_all
 from tests.store.several import part, write_part
 
 
@@ -163,3 +169,33 @@ def test_whole_numbers_have_no_moments_and_channels_only_where_asked_for(store: 
     quantities = store_statistics(store).quantities
     assert not {"painn/flag", "atomic_numbers", "edge_index"} & quantities.keys()
     assert quantities["painn/node"].channel_mean == ()
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_at_the_end_of_float64_are_counted(tmp_path: Path, sample: Sample) -> None:
+    """Their squares are beyond it: what cannot be told is null, and all else is there."""
+    path, spec = tmp_path / "store.zarr", FieldSpec("huge", "atom", (2,), "float64")
+    write_all(begin_structures(path, sample), sample)
+    with add_teacher(path, "huge", teacher_entry(), [spec]) as writer:
+        for shard in range(sample.plan.n_shards):
+            rows = int(sample.plan.n_atoms[sample.plan.shard_structures(shard)].sum())
+            values = np.where(np.arange(2 * rows).reshape(rows, 2) % 4 < 2, 1.7e308, -1.7e308)
+            writer.write_shard(shard, {"huge": values})
+        writer.commit()
+    found = store_statistics(open_store(path), by_channel=True).to_json()
+    told = json.loads(json.dumps(found, allow_nan=False))["quantities"]["huge/huge"]
+    assert (told["min"], told["max"]) == (-1.7e308, 1.7e308)
+    assert (told["std"], told["rms"]) == (None, None)
+    assert told["quantiles"]["0.05"] == pytest.approx(-1.7e308, rel=3e-3)
+    assert told["quantiles"]["0.95"] == pytest.approx(1.7e308, rel=3e-3)
+    assert sum(told["histogram"]) == told["count"] == 2 * sample.plan.n_atoms.sum()
+    # As a worker counts, which is another process.
+    counted = CountMoments(open_store(path))()(0).moments["huge/huge"]
+    assert counted.n.sum() == 2 * sample.plan.n_atoms[sample.plan.shard_structures(0)].sum()
+
+
+def test_a_quantile_of_the_whole_range_of_float64_is_where_it_is() -> None:
+    least, largest = -1.7e308, 1.7e308
+    counts = count_bins(np.array([least, 0.9e308, largest]), least, largest)
+    (middle,) = quantiles_of(counts, least, largest, (0.5,))
+    assert middle == pytest.approx(0.9e308, rel=5e-3)
