@@ -27,7 +27,7 @@ from kdcache.store.copy_shards import GroupCopy
 from kdcache.store.index import INDEX
 from kdcache.store.manifest import MANIFEST, read_manifest
 from kdcache.store.metadata import SCALE_SUFFIX
-from kdcache.store.provenance import check_wanted, common_teachers, kept_fields
+from kdcache.store.provenance import check_wanted, common_teachers, kept_fields, refuse_parts
 from kdcache.store.reader import Store, open_store
 from kdcache.store.rewrite import (
     Rewrite,
@@ -173,11 +173,13 @@ def select(
     Raises:
         ConfigError: no condition; no row, or fewer than the sample, satisfies it; a seed of no
             sample.
-        StoreError: no such teacher or field, or a damaged store.
+        StoreError: no such teacher or field, a damaged store, or one that was passed on without its
+            structures.
     """
     if seed is not None and sample is None:
         raise ConfigError("A seed draws a sample, and none is asked for. Give --sample, too.")
     store = open_store(files)
+    refuse_parts([store], "a store of some of its rows")
     check_wanted([store], fields)
     common_teachers([store], teachers)
     rows, said = np.arange(len(store)), []

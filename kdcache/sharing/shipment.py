@@ -31,7 +31,7 @@ from kdcache.store.provenance import check_wanted, common_teachers, kept_fields
 from kdcache.store.reader import Store, open_store
 from kdcache.store.shards import index_size
 from kdcache.store.signature import MAX_BYTES, SIGNATURE, read_signature
-from kdcache.store.withholding import withheld
+from kdcache.store.withholding import check_part, withheld
 from kdcache.store.zipped import check_names
 
 # Checksum, Blosc's header, and what it adds to bytes it cannot compress.
@@ -122,9 +122,12 @@ def ship(
     Raises:
         ConfigError: a part of the teachers, and without structures.
         StoreError: no finished store, a teacher or field it lacks, files that it cannot have, or a
-            part of a store that was passed on without its structures.
+            part of a store that was passed on without its structures, or one of these that is not
+            what the whole store leaves without them.
     """
     manifest = _read(files)
+    if manifest.withheld is not None:
+        check_part(open_store(files))  # else edited features would be passed on as the sender's
     if without_structures:
         if teachers is not None or fields is not None:
             raise ConfigError(

@@ -19,6 +19,7 @@ import pytest
 from kdcache.cluster import Here
 from kdcache.errors import IdentityError, StoreError
 from kdcache.fields import STRUCTURE_FIELDS
+from kdcache.sharing import Selection, publish_store, pull_store, select_rows
 from kdcache.store import (
     Store,
     create_store,
@@ -72,6 +73,10 @@ def test_edited_features_do_not_pass_for_the_senders(part: Path, tmp_path: Path)
     store = sealed(part, edit)
     with pytest.raises(StoreError, match="is not what is left of store"):
         join_store(store, make_dataset(), tmp_path / "full.zarr", own_labels=True)
+    for move in (pull_store, publish_store):
+        with pytest.raises(StoreError, match="is not what is left of store"):
+            move(part, tmp_path / "moved.zarr")
+    assert not (tmp_path / "moved.zarr").exists()
     assert "is not what is left of store" in verify_store(part).problems[0]
 
 
@@ -292,12 +297,13 @@ def test_a_disk_that_takes_a_few_bytes_at_a_time_gives_the_same_store(
 def test_what_could_never_be_completed_is_not_made(part: Path, finished: Path) -> None:
     store, whole = open_store(part), open_store(finished)
     said = rf"{part} was passed on without its structures.*`kdcache join {part} DATA -o FULL`"
-    plans: tuple[Callable[[], Rewrite], ...] = (
+    plans: tuple[Callable[[], Rewrite | Selection], ...] = (
         lambda: plan_subset(store, np.arange(3), "three", Here()),
         lambda: plan_conversion(store, {"node": "exact"}),
         lambda: plan_merge([whole, store], Here(), skip_repeated=True),
         lambda: plan_merge([store, whole], Here(), skip_repeated=True),
         lambda: plan_union([store, whole], rename={(1, "painn"): "second"}),
+        lambda: select_rows(part, sample=3),
     )
     for plan in plans:
         with pytest.raises(StoreError, match=said):
