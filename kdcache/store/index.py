@@ -220,7 +220,8 @@ def read_table(content: bytes, schema: pa.Schema, n_rows: int, file: str) -> pa.
         raise StoreError(f"{file} has other columns than {', '.join(schema.names)}. {_AGAIN}")
     texts = [field.name for field in schema if pa.types.is_string(field.type)]
     with pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts) as parquet:
-        table = parquet.read()
+        # A thread of pyarrow's that lets go of these bytes while Python ends would abort it.
+        table = parquet.read(use_threads=False)
     for name in schema.names:
         if table[name].null_count or len(table[name]) != n_rows:
             raise StoreError(f"{file} has empty entries in column {name}. {_AGAIN}")
