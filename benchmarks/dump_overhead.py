@@ -31,6 +31,7 @@ from torch import Tensor
 from workloads import CLOCKS, devices, make_store, make_teacher
 
 from kdcache.allocator import keep_freed_memory
+from kdcache.devices import batch_atoms
 from kdcache.dump import DumpOptions, dump_teacher
 from kdcache.fields import FieldSpec
 from kdcache.graphs import GraphRule
@@ -99,7 +100,7 @@ class Dumps:
         further = further_neighbors(store, teacher.further_graphs, cache)
         reader = WindowReader(store, neighbors, further, labels=False)
         rows = np.arange(len(store.index))
-        self.max_atoms = DumpOptions("teacher").max_atoms
+        self.max_atoms = batch_atoms(None, str(device))
         self.batches = [batch.to(device) for batch in sequential(reader, rows, self.max_atoms)]
         self.n_bytes = 0
 

@@ -6,6 +6,10 @@ import torch
 
 from kdcache.errors import ConfigError
 
+# On a CPU the tensors of a small batch stay in its caches, and their memory is used again: a PaiNN
+# predicts twice as fast with 256 atoms as with 4096.
+GPU_BATCH_ATOMS, CPU_BATCH_ATOMS = 4096, 256
+
 
 def find_device(name: str, setting: str = "device") -> torch.device:
     """The torch device called `name`.
@@ -29,3 +33,15 @@ def find_device(name: str, setting: str = "device") -> torch.device:
             seen = f"{count} GPUs" if count else "no GPU"
             raise ConfigError(f"{setting} is {name}, but torch sees {seen}. Say auto or cpu.")
     return device
+
+
+def batch_atoms(wanted: int | None, device: str) -> int:
+    """Atoms in one batch of predictions: as many as are wanted, or as suit the device.
+
+    Example:
+        >>> batch_atoms(None, "cpu"), batch_atoms(None, "cuda:1"), batch_atoms(100, "cpu")
+        (256, 4096, 100)
+    """
+    if wanted is not None:
+        return wanted
+    return CPU_BATCH_ATOMS if torch.device(device).type == "cpu" else GPU_BATCH_ATOMS

@@ -168,7 +168,9 @@ TEACHER = (
         show_default=True,
     ),
     click.option(
-        "--max-atoms", type=AT_LEAST_ONE, default=4096, show_default=True, help="Atoms in a batch."
+        "--max-atoms",
+        type=AT_LEAST_ONE,
+        help="Atoms in a batch.  [default: 4096 on a GPU, 256 on a CPU]",
     ),
     click.option("--licence-teacher", default="", help="Licence of the teacher's weights."),
 )

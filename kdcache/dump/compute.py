@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.devices import batch_atoms
 from kdcache.dump.options import DumpOptions, has_edges
 from kdcache.errors import DeviceError, KdcacheError, TeacherError
 from kdcache.fields import GRAPH_FIELDS, FieldSpec, Level
@@ -97,6 +98,7 @@ class ShardComputer:
         self._asked = [spec for spec in specs if spec not in GRAPH_FIELDS]
         self._lists = GRAPH_FIELDS if has_edges(specs) else ()
         self._options = options
+        self._max_atoms = batch_atoms(options.max_atoms, device)
         self._device = device
         self.neighbors, further = lists_read_once(
             store, teacher.graph_rule, teacher.further_graphs, options.threads
@@ -126,7 +128,7 @@ class ShardComputer:
         """
         rows.begin()
         for window in self._windows(shard, reading):
-            for run in atom_bounded(window.n_atoms, self._options.max_atoms):
+            for run in atom_bounded(window.n_atoms, self._max_atoms):
                 for part, fields in self._fields(window, run, rows.failures):
                     for spec in self._asked:
                         rows.append(spec, self._stored(window, part, spec, fields))

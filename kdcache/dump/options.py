@@ -26,7 +26,7 @@ class DumpOptions:
         fields: which of the teacher's fields; None for all but whole edges, which take some fifty
             times the room of the others: their sums at the atoms are kept instead.
         codec: of features; quantities with a unit are always kept exactly.
-        max_atoms: atoms in one batch.
+        max_atoms: atoms in one batch; None for what suits the device.
         on_overflow: a feature beyond float16: "stop", or "clip" it to the largest float16.
         on_nonfinite: NaN or infinity: "stop", or "zero".
         on_error: a structure that the teacher fails on, or gives NaN or infinity for: "stop", or
@@ -43,7 +43,7 @@ class DumpOptions:
     name: str
     fields: Sequence[str] | None = None
     codec: Codec = "half"
-    max_atoms: int = 4096
+    max_atoms: int | None = None
     on_overflow: Literal["stop", "clip"] = "stop"
     on_nonfinite: Literal["stop", "zero"] = "stop"
     on_error: Literal["stop", "skip"] = "stop"
