@@ -10,14 +10,8 @@ import click
 from kdcache.errors import ConfigError, printable
 from kdcache.fields import CODECS
 from kdcache_cli.dumped import names
-from kdcache_cli.importing import report_store
-from kdcache_cli.options import (
-    AT_LEAST_ONE,
-    NOT_NEGATIVE,
-    fractions,
-    store_cache_options,
-    store_or_address,
-)
+from kdcache_cli.importing import layout_of, layout_options, report_store
+from kdcache_cli.options import store_cache_options, store_or_address
 from kdcache_cli.progress import bars
 
 FORMAT_OF_SUFFIX = {".extxyz": "extxyz", ".xyz": "extxyz", ".parquet": "parquet"}
@@ -92,14 +86,7 @@ def export_command(store: Path | str, output: Path, kind: str | None, **values: 
     "--codec", type=click.Choice(CODECS), default="half", show_default=True, help="Of node."
 )
 @click.option("--unlabelled", is_flag=True, help="Accept structures without energy or forces.")
-@click.option("--split", help="Hold structures out at random: val=0.05,test=0.1.")
-@click.option(
-    "--seed", type=NOT_NEGATIVE, default=0, show_default=True, help="Of the order and of --split."
-)
-@click.option("--cutoff", type=float, help="Keep neighbour lists up to this distance, Å.")
-@click.option("--max-neighbors", type=AT_LEAST_ONE, help="Nearest neighbours kept (with --cutoff).")
-@click.option("--licence-structures", default="", help="Licence of the structures.")
-@click.option("--licence-labels", default="", help="Licence of energies and forces.")
+@layout_options
 @click.option("--licence-teacher", default="", help="Licence of the teacher's weights.")
 def import_nvalchemi_command(labelled: Path, output: Path, **values: Any) -> None:
     """Read LABELLED, a Zarr store of nvalchemi-toolkit that its label_dataset wrote, into a store
@@ -109,24 +96,12 @@ def import_nvalchemi_command(labelled: Path, output: Path, **values: Any) -> Non
     kdcache import-nvalchemi labelled.zarr -o features.zarr --name mace --split val=0.05
     kdcache train-student features.zarr -o student --strategy n2n --weight n2n=10
     """
-    from kdcache.graphs import GraphRule
-    from kdcache.ingest import ImportOptions
     from kdcache.interchange import LabelledOptions, import_labelled
     from kdcache.interchange.labelled_file import LabelledFile
 
-    cutoff, max_neighbors = values["cutoff"], values["max_neighbors"]
-    if max_neighbors is not None and cutoff is None:
-        raise ConfigError("--max-neighbors belongs to a --cutoff. Give both, or neither.")
-    layout = ImportOptions(
-        seed=values["seed"],
-        split=fractions(values["split"]),
-        graph=GraphRule(cutoff, max_neighbors) if cutoff is not None else None,
-        licence_structures=values["licence_structures"],
-        licence_labels=values["licence_labels"],
-    )
     options = LabelledOptions(
         name=values["name"],
-        layout=layout,
+        layout=layout_of(values),
         embedding=values["embedding"],
         codec=values["codec"],
         unlabelled=values["unlabelled"],

@@ -20,6 +20,9 @@ from kdcache.store.reader import store_files
 from kdcache.store.remote import RemoteFiles
 from kdcache.store.zipped import ZipFiles, is_zip
 
+# A store: its path, its address, or its files.
+Source = str | Path | StoreFiles
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -119,7 +122,7 @@ def _parts(place: Path | StoreUrl) -> tuple[str, ...]:
     return place.resolve().parts if isinstance(place, Path) else tuple(place.split("/"))
 
 
-def source_files(source: str | Path | StoreFiles) -> HeldFiles:
+def source_files(source: Source) -> HeldFiles:
     """The files of a store at a path, within a zip file, or at an address.
 
     Raises:

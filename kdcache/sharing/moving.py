@@ -15,14 +15,11 @@ from kdcache.errors import StoreError
 from kdcache.progress import Progress, silent
 from kdcache.sharing.buckets import BucketTarget
 from kdcache.sharing.directories import DirectoryTarget
-from kdcache.sharing.held import check_apart, source_files
-from kdcache.sharing.rows import Selection, select
+from kdcache.sharing.held import Source, check_apart, source_files
+from kdcache.sharing.rows import Selection
 from kdcache.sharing.shipment import ship
 from kdcache.sharing.transfer import DEFAULT_JOBS, Report, Target, transfer
-from kdcache.store.files import StoreFiles
 from kdcache.store.location import StoreUrl, local_path, store_location, without_file_scheme
-
-Source = str | Path | StoreFiles
 
 
 def publish_store(
@@ -120,29 +117,6 @@ def pull_store(
     check_apart(files.location, place.location)
     shipment = ship(files, teachers=teachers, fields=fields)
     return transfer(shipment, place, "pull", jobs=jobs, progress=progress)
-
-
-def select_rows(
-    source: Source,
-    *,
-    condition: str | None = None,
-    sample: int | None = None,
-    seed: int | None = None,
-    teachers: Sequence[str] | None = None,
-    fields: Sequence[str] | None = None,
-) -> Selection:
-    """As `rows.select`, of a store at a path, within a zip file or at an address.
-
-    Only what is needed to choose is read: manifest, index, documents, and indices of shards.
-    """
-    return select(
-        source_files(source),
-        condition=condition,
-        sample=sample,
-        seed=seed,
-        teachers=teachers,
-        fields=fields,
-    )
 
 
 def target_of(target: str | Path) -> Target:

@@ -20,8 +20,7 @@ from typing import BinaryIO
 from kdcache.errors import StoreError, named
 from kdcache.progress import Progress, silent
 from kdcache.sharing.directories import check_room
-from kdcache.sharing.held import check_apart, source_files
-from kdcache.sharing.moving import Source
+from kdcache.sharing.held import Source, check_apart, source_files
 from kdcache.sharing.shipment import ship
 from kdcache.sharing.transfer import Report, checked
 from kdcache.store.location import local_path

@@ -19,7 +19,7 @@ from kdcache.cluster import Here
 from kdcache.errors import ConfigError, StoreError
 from kdcache.progress import Progress, silent
 from kdcache.sharing.expressions import normal, where
-from kdcache.sharing.held import HeldFiles, check_apart
+from kdcache.sharing.held import HeldFiles, Source, check_apart, source_files
 from kdcache.store.choosing import Choice, choose_rows
 from kdcache.store.combining import plan_subset
 from kdcache.store.contents import array_documents, array_reader
@@ -68,7 +68,7 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Chosen rows of a store, ready to be written as a store; made by `select`.
+    """Chosen rows of a store, ready to be written as a store; made by `select_rows`.
 
     Attributes:
         store: the source.
@@ -148,8 +148,8 @@ class Selection:
         )
 
 
-def select(
-    files: HeldFiles,
+def select_rows(
+    source: Source,
     *,
     condition: str | None = None,
     sample: int | None = None,
@@ -161,10 +161,11 @@ def select(
 
     A store is in a random order: its first rows are a random sample, of which whole blocks are
     read. So a sample takes the first rows of those that satisfy the condition, the same for
-    everybody; with a seed it is drawn as `choose_rows` draws it, from all blocks.
+    everybody; with a seed it is drawn as `choose_rows` draws it, from all blocks. Only what is
+    needed to choose is read: manifest, index, documents, and indices of shards.
 
     Args:
-        files: of the store.
+        source: path, zip file or address of a store.
         condition: on columns of its index (`expressions.where`).
         sample: so many of the rows.
         seed: of a sample that is drawn; None for the first rows.
@@ -178,7 +179,7 @@ def select(
     """
     if seed is not None and sample is None:
         raise ConfigError("A seed draws a sample, and none is asked for. Give --sample, too.")
-    store = open_store(files)
+    store = open_store(source_files(source))
     refuse_parts([store], "a store of some of its rows")
     check_wanted([store], fields)
     common_teachers([store], teachers)
