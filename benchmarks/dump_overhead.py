@@ -100,7 +100,7 @@ class Dumps:
         further = further_neighbors(store, teacher.further_graphs, cache)
         reader = WindowReader(store, neighbors, further, labels=False)
         rows = np.arange(len(store.index))
-        self.max_atoms = batch_atoms(None, str(device))
+        self.max_atoms = batch_atoms(None, torch.device(device))
         self.batches = [batch.to(device) for batch in sequential(reader, rows, self.max_atoms)]
         self.n_bytes = 0
 

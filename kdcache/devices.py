@@ -35,13 +35,14 @@ def find_device(name: str, setting: str = "device") -> torch.device:
     return device
 
 
-def batch_atoms(wanted: int | None, device: str) -> int:
+def batch_atoms(wanted: int | None, device: torch.device) -> int:
     """Atoms in one batch of predictions: as many as are wanted, or as suit the device.
 
     Example:
-        >>> batch_atoms(None, "cpu"), batch_atoms(None, "cuda:1"), batch_atoms(100, "cpu")
+        >>> cpu, gpu = torch.device("cpu"), torch.device("cuda:1")
+        >>> batch_atoms(None, cpu), batch_atoms(None, gpu), batch_atoms(100, cpu)
         (256, 4096, 100)
     """
     if wanted is not None:
         return wanted
-    return CPU_BATCH_ATOMS if torch.device(device).type == "cpu" else GPU_BATCH_ATOMS
+    return CPU_BATCH_ATOMS if device.type == "cpu" else GPU_BATCH_ATOMS

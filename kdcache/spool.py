@@ -221,7 +221,10 @@ def open_spool(directory: Path, identity: Mapping[str, Any]) -> Spool | None:
     record = json.loads(complete.read_text())
     if record["identity"] != json.loads(json.dumps(identity)):
         return None
-    table = pq.read_table(directory / COLUMN_FILE, schema=COLUMNS, memory_map=True)
+    # Not by read_table, whose threads may outlive it and end Python's exit with SIGABRT
+    # (apache/arrow issues 34314 and 39862).
+    with pq.ParquetFile(directory / COLUMN_FILE, memory_map=True) as file:
+        table = file.read(use_threads=False).cast(COLUMNS)
     hashes = b"".join(table["content_hash"].to_pylist())
 
     def column(name: str) -> Array:

@@ -66,7 +66,7 @@ def audit_command(store: Path | str, report_path: Path | None, **values: Any) ->
     kdcache audit features.zarr --teacher teacher --sample 200 --json audit.json
     """
     from kdcache.audit import AuditOptions, audit_store
-    from kdcache.devices import batch_atoms, find_device
+    from kdcache.devices import find_device
     from kdcache.store import open_store
 
     opened = open_store(store)
@@ -76,7 +76,7 @@ def audit_command(store: Path | str, report_path: Path | None, **values: Any) ->
         name=values["name"],
         sample=values["sample"],
         seed=values["seed"],
-        max_atoms=batch_atoms(values["max_atoms"], device),
+        max_atoms=values["max_atoms"],
         tolerance=values["tolerance"],
         symmetry_limit=values["symmetry_limit"],
         device=device,

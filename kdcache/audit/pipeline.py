@@ -17,6 +17,7 @@ from kdcache.audit.difference import Difference
 from kdcache.audit.report import AuditReport, FieldAudit
 from kdcache.audit.sample import Piece, SampleReader
 from kdcache.audit.symmetry import force_mismatch, turning_errors
+from kdcache.devices import batch_atoms
 from kdcache.errors import StoreError, TeacherError, did_you_mean
 from kdcache.fields import GRAPH_FIELDS, N_EDGES, FieldSpec
 from kdcache.progress import Progress, silent
@@ -41,7 +42,7 @@ class AuditOptions:
         name: of the teacher in the store.
         sample: structures to compute; all where there are no more.
         seed: of the sample, and of the rotations.
-        max_atoms: atoms in one batch.
+        max_atoms: atoms in one batch; None for what suits the device.
         tolerance: relative, of computing the same twice; by the teacher's precision without.
         symmetry_limit: relative, how far a turned field may be off.
         device: where the teacher computes.
@@ -51,7 +52,7 @@ class AuditOptions:
     name: str = "teacher"
     sample: int = 200
     seed: int = 0
-    max_atoms: int = 4096
+    max_atoms: int | None = None
     tolerance: float | None = None
     symmetry_limit: float = 1e-2
     device: str = "cpu"
@@ -83,17 +84,18 @@ def audit_store(
     given = {spec.name: spec for spec in teacher.field_specs()}
     compared = [spec for spec in specs if _comparable(spec, given)]
     tolerance = options.tolerance or _tolerance(teacher, entry)
-    reader = _reader(store, teacher, options, compared)
+    max_atoms = batch_atoms(options.max_atoms, torch.device(options.device))
+    reader = _reader(store, teacher, options, max_atoms, compared)
     differences = {
         spec.name: Difference(spec, entry.errors.get(spec.name, FieldError()), tolerance)
         for spec in compared
     }
     ordered = np.sort(rows)
     with progress("audit", len(rows), "structures") as advance:
-        for pieces in _batches(reader.pieces(ordered), options.max_atoms):
+        for pieces in _batches(reader.pieces(ordered), max_atoms):
             _compare(teacher, pieces, differences, options.device)
             advance(sum(len(piece.rows) for piece in pieces))
-    few = _few(store, rows, options.max_atoms)
+    few = _few(store, rows, max_atoms)
     batch = _batch(list(reader.pieces(few)), options.device)
     generator = np.random.default_rng([options.seed, 1])
     turning = turning_errors(teacher, batch, compared, generator, teacher.references)
@@ -164,14 +166,18 @@ def _tolerance(teacher: Teacher, entry: TeacherEntry) -> float:
 
 
 def _reader(
-    store: Store, teacher: Teacher, options: AuditOptions, specs: Sequence[FieldSpec]
+    store: Store,
+    teacher: Teacher,
+    options: AuditOptions,
+    max_atoms: int,
+    specs: Sequence[FieldSpec],
 ) -> SampleReader:
     neighbors, further = lists_read_once(
         store, teacher.graph_rule, teacher.further_graphs, options.threads
     )
     dtype = np.float64 if teacher.dtype == torch.float64 else np.float32
     window = WindowReader(store, neighbors, further, labels=False, dtype=dtype)
-    return SampleReader(store, options.name, teacher.references, specs, window, options.max_atoms)
+    return SampleReader(store, options.name, teacher.references, specs, window, max_atoms)
 
 
 def _batches(pieces: Iterator[Piece], max_atoms: int) -> Iterator[list[Piece]]:

@@ -98,7 +98,6 @@ class ShardComputer:
         self._asked = [spec for spec in specs if spec not in GRAPH_FIELDS]
         self._lists = GRAPH_FIELDS if has_edges(specs) else ()
         self._options = options
-        self._max_atoms = batch_atoms(options.max_atoms, device)
         self._device = device
         self.neighbors, further = lists_read_once(
             store, teacher.graph_rule, teacher.further_graphs, options.threads
@@ -127,8 +126,10 @@ class ShardComputer:
             TeacherError: the teacher fails on a structure, or gives rows of something else.
         """
         rows.begin()
+        # Asked here: whoever has workers compute may be without their device, or say auto.
+        max_atoms = batch_atoms(self._options.max_atoms, torch.device(self._device))
         for window in self._windows(shard, reading):
-            for run in atom_bounded(window.n_atoms, self._max_atoms):
+            for run in atom_bounded(window.n_atoms, max_atoms):
                 for part, fields in self._fields(window, run, rows.failures):
                     for spec in self._asked:
                         rows.append(spec, self._stored(window, part, spec, fields))

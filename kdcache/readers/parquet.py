@@ -46,7 +46,10 @@ def read_parquet(path: Path, options: ReadOptions, keys: LabelKeys) -> Iterator[
             columns = list(dict.fromkeys(names.values()))
             with open(path, "rb") as opened:
                 check_parquet(opened, columns=columns)
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+            # On this thread alone: others may outlive the reading and make Python's exit an abort.
+            for batch in file.iter_batches(
+                batch_size=ROWS_AT_ONCE, columns=columns, use_threads=False
+            ):
                 rows = {quantity: _rows(batch.column(name)) for quantity, name in names.items()}
                 for row in range(batch.num_rows):
                     values = {
