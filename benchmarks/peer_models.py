@@ -14,6 +14,7 @@ from torch_geometric.nn.models import SchNet
 
 from kdcache.models import Model, build_model
 from kdcache.models.geometry import edge_vectors
+from kdcache.models.traced import TracedModel
 from kdcache.structures import Batch
 
 EnergyForces = Callable[[], tuple[Tensor, Tensor]]
@@ -92,12 +93,13 @@ def gradient_painn(size: str) -> Model:
     return build_model({"name": name, "direct_forces": False})
 
 
-def own(model: Model, size: str) -> tuple[nn.Module, EnergyForces]:
-    """One of our models."""
+def own(model: Model, size: str, compiled: bool = False) -> tuple[nn.Module, EnergyForces]:
+    """One of our models, as it is or as `training.compile` compiles it."""
     batch = model_batch(model, size)
+    predict = TracedModel(model, model) if compiled else model
 
     def compute() -> tuple[Tensor, Tensor]:
-        output = model(batch)
+        output = predict(batch)
         return output.energy, output.forces
 
     return model, compute

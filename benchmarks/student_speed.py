@@ -8,7 +8,11 @@
   (LayerNorm, scaled activations) and in SchNetPack's cosine cutoff.
 - The published PaiNN with direct forces against SchNet's forward pass with its gradient.
 
+- With --compile, ours compiled as `training.compile` does it; SchNetPack has nothing of the kind.
+
 `inference` is energy and forces; `training` forward, loss, backward and an AdamW step. float32.
+All sides keep the memory they free, as our commands do: what the C library does by itself depends
+on chance, and cost SchNetPack's PaiNN more than ours.
 Clock: processor time of the thread with one thread, wall time with more. Where SchNetPack cannot be
 imported its side is left out, and the script says so.
 """
@@ -32,6 +36,7 @@ from peer_models import (
 from systems import N_STRUCTURES
 from torch import nn
 
+from kdcache.allocator import keep_freed_memory
 from kdcache.models import build_model
 
 # Direct PaiNN of the published sizes over SchNet with its gradient.
@@ -80,11 +85,11 @@ def make(name: str, size: str) -> tuple[nn.Module, EnergyForces]:
         return torch_geometric_schnet(size)
     if name == "schnetpack_painn":
         return schnetpack_painn(size)
-    if name == "painn_gradient":
-        return own(gradient_painn(size), size)
     base, _, variant = name.partition(" ")
+    if base == "painn_gradient":
+        return own(gradient_painn(size), size, variant == "compiled")
     preset = {"painn_direct": "painn", "schnet": "schnet", "gemnet": "gemnet-oc"}[base]
-    model, compute = own(build_model({"name": f"{preset}-{size}"}), size)
+    model, compute = own(build_model({"name": f"{preset}-{size}"}), size, variant == "compiled")
     if variant == "bf16":
         return model, under_bf16(compute)
     return model, compute
@@ -113,12 +118,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gemnet", action="store_true", help="GemNet-OC as well, which is slow")
+    parser.add_argument("--compile", action="store_true", help="SchNet and PaiNN compiled as well")
     parser.add_argument("--bf16", action="store_true", help="PaiNN in bfloat16 as well")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as commands do; for all sides alike
     names = ["schnet", "torch_geometric_schnet", "painn_direct", "painn_gradient"]
     names += ["painn_direct bf16"] if options.bf16 else []
+    names += ["schnet compiled", "painn_gradient compiled"] if options.compile else []
     names += ["gemnet"] if options.gemnet else []
     try:
         schnetpack_painn("coll")
@@ -152,6 +160,9 @@ def main() -> None:
             if "schnetpack_painn" in median:
                 key = f"painn_over_schnetpack_{mode}_{size}"
                 bars[key] = median["schnetpack_painn"] / median["painn_gradient"]
+                if options.compile:
+                    compiled = median["painn_gradient compiled"]
+                    bars[f"compiled_{key}"] = median["schnetpack_painn"] / compiled
             bars[f"schnet_over_pyg_{mode}_{size}"] = (
                 median["torch_geometric_schnet"] / median["schnet"]
             )

@@ -6,9 +6,9 @@ import torch
 
 from kdcache.errors import ConfigError
 
-# On a CPU the tensors of a small batch stay in its caches, and their memory is used again: a PaiNN
-# predicts twice as fast with 256 atoms as with 4096.
-GPU_BATCH_ATOMS, CPU_BATCH_ATOMS = 4096, 256
+# On a CPU the tensors of a small batch stay in the caches of its cores, and their memory is used
+# again: a PaiNN predicts twice as fast with 256 atoms a thread as with 4096.
+LARGEST_BATCH_ATOMS, THREAD_BATCH_ATOMS = 4096, 256
 
 
 def find_device(name: str, setting: str = "device") -> torch.device:
@@ -40,9 +40,13 @@ def batch_atoms(wanted: int | None, device: torch.device) -> int:
 
     Example:
         >>> cpu, gpu = torch.device("cpu"), torch.device("cuda:1")
-        >>> batch_atoms(None, cpu), batch_atoms(None, gpu), batch_atoms(100, cpu)
-        (256, 4096, 100)
+        >>> batch_atoms(None, gpu), batch_atoms(100, cpu)
+        (4096, 100)
+        >>> batch_atoms(None, cpu) == min(4096, 256 * torch.get_num_threads())
+        True
     """
     if wanted is not None:
         return wanted
-    return CPU_BATCH_ATOMS if device.type == "cpu" else GPU_BATCH_ATOMS
+    if device.type != "cpu":
+        return LARGEST_BATCH_ATOMS
+    return min(LARGEST_BATCH_ATOMS, THREAD_BATCH_ATOMS * torch.get_num_threads())

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kdcache.devices import batch_atoms
 from kdcache.errors import DataError
 from kdcache.models.potential import Potential
 from kdcache.progress import Progress, silent
@@ -186,7 +187,7 @@ def predict_structures(
     structures: Iterable[Structure],
     *,
     n_structures: int | None = None,
-    max_atoms: int = 4096,
+    max_atoms: int | None = None,
     free_atoms_only: bool = True,
     progress: Progress = silent,
 ) -> Predictions:
@@ -196,7 +197,7 @@ def predict_structures(
         potential: in eval mode.
         structures: read as they come, a thousand at a time.
         n_structures: how many there are, for the progress bar.
-        max_atoms: atoms in one batch.
+        max_atoms: atoms in one batch; None for what suits the device.
         free_atoms_only: as for `predict_batches`.
         progress: shows the walk.
 
@@ -208,6 +209,7 @@ def predict_structures(
     float64 = next(potential.parameters()).dtype == torch.float64
     device = next(potential.parameters()).device
     table = reference_table(potential.references)
+    at_once = batch_atoms(max_atoms, device)
 
     def batches() -> Iterator[Batch]:
         iterator = iter(structures)
@@ -225,7 +227,7 @@ def predict_structures(
                 )
                 numbers = torch.from_numpy(window.arrays["atomic_numbers"].astype(np.int64))
                 potential.check_elements(numbers.to(device))
-                for run in atom_bounded(window.n_atoms, max_atoms):
+                for run in atom_bounded(window.n_atoms, at_once):
                     yield make_batch([window.gather(np.arange(run.start, run.stop))])
                 advance(len(chunk))
 

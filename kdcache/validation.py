@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdcache.config import LossConfig
+from kdcache.devices import batch_atoms
 from kdcache.distill.schedules import Clock, weight_at
 from kdcache.evaluate import Metrics, predict_batches
 from kdcache.models.potential import Potential
@@ -51,9 +52,10 @@ class Validation:
             return None
         if self._batches is None:
             weights = next(self.potential.parameters())
+            at_once = batch_atoms(None, weights.device)
             self._batches = [
                 batch.to(weights.device, weights.dtype)
-                for batch in sequential(self.reader, self.rows, 4096)
+                for batch in sequential(self.reader, self.rows, at_once)
             ]
         self.potential.eval()
         with self.average.swapped():

@@ -35,7 +35,9 @@ from kdcache_cli.tables import table
 @click.option("--all-atoms", is_flag=True, help="Count forces on fixed atoms, too.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
 @click.option(
-    "--max-atoms", type=AT_LEAST_ONE, default=4096, show_default=True, help="Atoms in a batch."
+    "--max-atoms",
+    type=AT_LEAST_ONE,
+    help="Atoms in a batch.  [default: 4096 on a GPU, 256 a thread on a CPU]",
 )
 @click.option("--json", "json_file", type=REPORT, help="Write the numbers here.")
 def evaluate_command(run: Path, data: tuple[str, ...], **values: Any) -> None:

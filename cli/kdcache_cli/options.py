@@ -170,7 +170,7 @@ TEACHER = (
     click.option(
         "--max-atoms",
         type=AT_LEAST_ONE,
-        help="Atoms in a batch.  [default: 4096 on a GPU, 256 on a CPU]",
+        help="Atoms in a batch.  [default: 4096 on a GPU, 256 a thread on a CPU]",
     ),
     click.option("--licence-teacher", default="", help="Licence of the teacher's weights."),
 )

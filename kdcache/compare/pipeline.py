@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kdcache.compare.sides import Chunk, Computed, RunSide, Side, StoreSide
+from kdcache.devices import batch_atoms
 from kdcache.distill.similarity import Alignment, StreamingAlignment
 from kdcache.errors import ConfigError, DataError, did_you_mean
 from kdcache.fields import FieldSpec
@@ -89,7 +91,7 @@ def compare_layers(
     taps_a: Sequence[Tap] = (),
     taps: Sequence[Tap] = (),
     max_structures: int | None = 1000,
-    max_atoms: int = 4096,
+    max_atoms: int | None = None,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> Comparison:
@@ -106,7 +108,7 @@ def compare_layers(
         taps_a: inner modules of the run `a`; all its blocks where none are named.
         taps: the same of `b` and the control.
         max_structures: a random sample of so many; None for all.
-        max_atoms: in a batch.
+        max_atoms: in a batch; None for what suits the device.
         device: where runs compute and sums are kept.
         progress: shows structures.
 
@@ -134,8 +136,9 @@ def compare_layers(
     )
     total = min(len(source), max_structures or len(source))
     computes = any(isinstance(side, RunSide) for side in sides)
+    at_once = batch_atoms(max_atoms, torch.device(device))
     with progress("compare", total, "structures") as advance:
-        for chunk in _chunks(source, total, max_atoms, computes):
+        for chunk in _chunks(source, total, at_once, computes):
             mine, *others = [side.compute(chunk) for side in sides]
             for x, y in _other_edges(pairs, mine, others):
                 pairs.remove((x, y))

@@ -44,6 +44,10 @@ class HeldFiles:
         return self._files.is_remote
 
     @property
+    def asks_ahead(self) -> bool:
+        return self._files.asks_ahead
+
+    @property
     def location(self) -> Path | StoreUrl:
         return self._files.location
 

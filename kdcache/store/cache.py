@@ -183,6 +183,7 @@ class CachedFiles:
     """
 
     is_remote = True
+    asks_ahead = True
 
     def __init__(self, files: StoreFiles, cache: StoreCache, digests: Mapping[str, str]) -> None:
         self._files = files

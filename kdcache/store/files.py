@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from kdcache.errors import StoreError, named, naming
+from kdcache.store.ahead import DiskAhead, ask_for
 from kdcache.store.location import StoreUrl
 from kdcache.store.shards import Bytes, read_into
 
@@ -58,6 +60,10 @@ class StoreFiles(Protocol):
     def is_remote(self) -> bool:
         """A request takes as long as reading megabytes."""
 
+    @property
+    def asks_ahead(self) -> bool:
+        """`fetched` gains something by being told ranges; else they need not be found out."""
+
     def where(self, name: str) -> str:
         """A file's full path or address, for messages."""
 
@@ -77,7 +83,10 @@ class StoreFiles(Protocol):
         """Results of `work`, several at once where waiting is what takes the time."""
 
     def fetched(self, ranges: Sequence[Range]) -> AbstractContextManager[None]:
-        """Within it, these ranges are on their way or there, all at once."""
+        """Within it, these ranges are on their way or there, all at once.
+
+        What is read on this thread meanwhile tells whether the next ones shall be asked for.
+        """
 
     def forget(self, name: str) -> bool:
         """Drop a copy of a file that turned out damaged; whether there was one."""
@@ -118,6 +127,7 @@ class LocalFiles:
         self._root = str(path)
         self._paths: dict[str, str] = {}
         self._directory = -1
+        self._ahead = DiskAhead()
         self._missing: OSError | None = None
         try:
             self._directory = os.open(path, DIRECTORY)
@@ -125,6 +135,10 @@ class LocalFiles:
             self._missing = error.with_traceback(None)  # said when a file is asked for
         else:
             weakref.finalize(self, os.close, self._directory)
+
+    @property
+    def asks_ahead(self) -> bool:
+        return self._ahead.gains
 
     def where(self, name: str) -> str:
         path = self._paths.get(name)
@@ -157,8 +171,16 @@ class LocalFiles:
     def each(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return [work(item) for item in items]
 
-    def fetched(self, ranges: Sequence[Range]) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def fetched(self, ranges: Sequence[Range]) -> Iterator[None]:
+        with self._ahead.reading():
+            for name, parts in groupby(ranges, key=lambda part: part.name):
+                # What is missing, reading says.
+                with suppress(OSError):
+                    descriptor = self._descriptor(name, self.where(name))
+                    ask_for((descriptor, part.start, part.end) for part in parts)
+                    os.close(descriptor)
+            yield
 
     def forget(self, name: str) -> bool:
         return False

@@ -214,15 +214,17 @@ class Store:
     ) -> Iterator[None]:
         """Within it, these blocks of all these fields are on their way or there.
 
-        From a server they are asked for at once, so that `read` waits once and not once a field; on
-        a disk nothing is done. What is fetched is held until the end: as many bytes as are stored.
+        From a server they are asked for at once, so that `read` waits once and not once a field,
+        and so from a disk, as long as it is one that reads meet. What a server sent is held until
+        the end: as many bytes as are stored.
 
         Raises:
             StoreError: no such field; a shard is missing or its index is damaged.
         """
         chosen = np.array(blocks, np.int64)
-        if not self.files.is_remote or not len(chosen):
-            yield
+        if not self.files.asks_ahead or not len(chosen):
+            with self.files.fetched(()):
+                yield
             return
         # `read` says which block does not exist.
         chosen = chosen[(chosen >= 0) & (chosen < self.plan.n_blocks)]

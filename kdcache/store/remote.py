@@ -52,6 +52,7 @@ class RemoteFiles:
     """
 
     is_remote = True
+    asks_ahead = True
 
     def __init__(self, location: StoreUrl, client: ObjectClient | None = None) -> None:
         self.location = location

@@ -13,11 +13,12 @@ import struct
 import weakref
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from kdcache.errors import StoreError, named, naming
+from kdcache.store.ahead import DiskAhead, ask_for
 from kdcache.store.files import READ_AT_ONCE, Range, check_size, inside
 from kdcache.store.shards import FETCH_AGAIN, Bytes, read_into
 
@@ -53,6 +54,11 @@ class ZipFiles:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._descriptor)
         self._entries = _entries(path, self._descriptor)
+        self._ahead = DiskAhead()
+
+    @property
+    def asks_ahead(self) -> bool:
+        return self._ahead.gains
 
     @property
     def names(self) -> list[str]:
@@ -86,8 +92,15 @@ class ZipFiles:
     def each(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return [work(item) for item in items]
 
-    def fetched(self, ranges: Sequence[Range]) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def fetched(self, ranges: Sequence[Range]) -> Iterator[None]:
+        with self._ahead.reading():
+            starts = [self._entry(part.name).start for part in ranges]
+            ask_for(
+                (self._descriptor, start + part.start, start + part.end)
+                for start, part in zip(starts, ranges, strict=True)
+            )
+            yield
 
     def forget(self, name: str) -> bool:
         return False

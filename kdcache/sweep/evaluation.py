@@ -14,7 +14,7 @@ import numpy as np
 
 from kdcache.checkpoint import load_potential
 from kdcache.config import DataConfig, StudentConfig
-from kdcache.devices import find_device
+from kdcache.devices import batch_atoms, find_device
 from kdcache.errors import DataError
 from kdcache.evaluate import Metrics, Predictions, predict_batches, predict_structures
 from kdcache.models.potential import Potential
@@ -24,8 +24,6 @@ from kdcache.store import Store
 from kdcache.stream.neighbors import further_neighbors, neighbors_for
 from kdcache.stream.reader import WindowReader, sequential
 from kdcache.structures import Batch, IntArray
-
-MAX_ATOMS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,8 @@ def _batches(
         further_neighbors(store, potential.further_graphs, graph_cache),
         references=potential.references,
     )
-    return sequential(reader, rows, MAX_ATOMS)
+    device = next(potential.parameters()).device
+    return sequential(reader, rows, batch_atoms(None, device))
 
 
 def teacher_errors(
