@@ -23,6 +23,7 @@ from bench import alternate, medians, write_json
 from teacher_in_loop import Steps, check_same_losses, steps_of, student_config
 from workloads import CLOCKS, devices, make_potential, make_store
 
+from kdcache.allocator import keep_freed_memory
 from kdcache.dump import DumpOptions, dump_teacher
 from kdcache.models.presets import find_preset
 from kdcache.teachers import NativeTeacher
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the command does
     bars: dict[str, float] = {}
     samples: dict[str, dict[str, list[float]]] = {}
     for device in devices(options.device):
