@@ -244,6 +244,7 @@ def remove_partials(store: Path, group: str) -> None:
     """Remove files of the store and of one group that a killed writer had not finished."""
     for found in (
         store.glob(f"*{PARTIAL_SUFFIX}"),
+        (store / "teachers").glob(f"*{PARTIAL_SUFFIX}"),  # its zarr.json comes with the structures
         (store / group).rglob(f"*{PARTIAL_SUFFIX}"),
         (store / WORK / group).glob(f"*{PARTIAL_SUFFIX}"),
     ):

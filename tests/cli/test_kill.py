@@ -94,3 +94,16 @@ def test_a_kill_between_the_last_two_files_of_a_commit_is_made_good(
         assert "unfinished: teachers/teacher" in kdcache("inspect", store)
     kdcache(*command)
     assert "the store is whole" in kdcache("verify", store, "--data", few)
+
+
+@pytest.mark.proof
+def test_a_kill_before_the_document_above_the_teachers_leaves_nothing_behind(
+    few: Path, teacher: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "features.zarr"
+    command = ["dump-teacher", few, "--teacher", teacher, "-o", store, *DUMP]
+    killed = run(command, store, kill_at=1, renaming_to="/teachers/zarr.json")
+    assert killed == -signal.SIGKILL
+    assert list((store / "teachers").glob("*.partial"))
+    kdcache(*command)
+    assert not list(store.rglob("*.partial"))
