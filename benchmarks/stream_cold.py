@@ -34,8 +34,7 @@ from bench import alternate, medians, versions, write_json
 from stream_store import write_store
 
 from kdcache.allocator import keep_freed_memory
-from kdcache.store import Store, open_store
-from kdcache.store.ahead import DiskAhead
+from kdcache.store import Store, ahead, open_store
 from kdcache.stream.sampler import BlockShuffle
 
 BATCH_SIZE = 64
@@ -54,6 +53,7 @@ class Cold:
         """What measures a side once."""
 
         def measure() -> float:
+            ahead.ADVISES = name != "ours_unasked"
             store = open_store(self._path)
             rows = np.arange(len(store))
             order = BlockShuffle(store.index.block, rows, batch_size=BATCH_SIZE, seed=0)
@@ -74,8 +74,6 @@ class Cold:
         return measure
 
     def _stream(self, name: str, store: Store, order: BlockShuffle) -> Callable[[int], Any]:
-        if name == "ours_unasked":
-            store.files._ahead = Never()  # type: ignore[attr-defined]
         streams: dict[str, Callable[[], peers.Stream]] = {
             "ours": lambda: peers.ours(store, order),
             "ours_unasked": lambda: peers.ours(store, order),
@@ -119,19 +117,6 @@ class Cold:
             if file.is_file():
                 with open(file, "rb") as opened:
                     os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-class Never(DiskAhead):
-    """Asks for nothing ahead."""
-
-    @property
-    def gains(self) -> bool:
-        """No."""
-        return False
-
-    @gains.setter
-    def gains(self, _: bool) -> None:
-        pass
 
 
 def main() -> None:

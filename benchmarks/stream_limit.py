@@ -37,6 +37,8 @@ from kdcache.stream.window import make_batch
 
 BATCH_SIZE = 64
 ROLES = ("read", "cut")
+# What works at the same time, turn by turn.
+TURNS = (("alone", ("read",)), ("alone", ("cut",)), ("threads", ROLES), ("processes", ROLES))
 
 
 class Halves:
@@ -111,23 +113,21 @@ def main() -> None:
         ):
             list(processes.map(time.sleep, [2.0, 2.0]))  # both have begun, and are prepared
             for repeat in range(options.rounds + 1):
-                for mode in ("alone", "threads", "processes"):
+                for mode, roles in TURNS:
                     here = mode != "processes"
                     measure = halves.measure if here else in_a_process
                     pool = threads if here else processes
-                    together = [(role,) for role in ROLES] if mode == "alone" else [ROLES]
-                    for roles in together:
-                        begin = time.monotonic() + 0.2
-                        timed = partial(measure, begin=begin, end=begin + options.seconds)
-                        before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
-                        found = list(pool.map(timed, roles))
-                        waited = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before
-                        if not repeat:
-                            continue
-                        for role, value in zip(roles, found, strict=True):
-                            samples.setdefault(f"{role} {mode}", []).append(value)
-                        if mode == "threads":
-                            switches.append(waited / options.seconds)
+                    begin = time.monotonic() + 0.2
+                    timed = partial(measure, begin=begin, end=begin + options.seconds)
+                    before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+                    found = list(pool.map(timed, roles))
+                    waited = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before
+                    if not repeat:
+                        continue
+                    for role, value in zip(roles, found, strict=True):
+                        samples.setdefault(f"{role} {mode}", []).append(value)
+                    if mode == "threads":
+                        switches.append(waited / options.seconds)
     middle = medians(samples)
     for name, value in middle.items():
         low, high = min(samples[name]), max(samples[name])

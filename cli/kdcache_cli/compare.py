@@ -10,6 +10,7 @@ import click
 from kdcache.errors import ConfigError
 from kdcache_cli.options import (
     AT_LEAST_ONE,
+    max_atoms_option,
     read_options,
     reading_options,
     refuse_runs,
@@ -40,11 +41,7 @@ SHOWN = 20
     show_default=True,
     help="A random sample of so many.",
 )
-@click.option(
-    "--max-atoms",
-    type=AT_LEAST_ONE,
-    help="Atoms in a batch.  [default: 4096 on a GPU, 256 a thread on a CPU]",
-)
+@max_atoms_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
 @click.option(
     "-o",

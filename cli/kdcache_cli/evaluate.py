@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from kdcache_cli.options import (
-    AT_LEAST_ONE,
     REPORT,
+    max_atoms_option,
     read_options,
     reading_options,
     refuse_runs,
@@ -34,11 +34,7 @@ from kdcache_cli.tables import table
 @click.option("--max-force", type=float, help="Leave out structures with a larger force, eV/Å.")
 @click.option("--all-atoms", is_flag=True, help="Count forces on fixed atoms, too.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
-@click.option(
-    "--max-atoms",
-    type=AT_LEAST_ONE,
-    help="Atoms in a batch.  [default: 4096 on a GPU, 256 a thread on a CPU]",
-)
+@max_atoms_option
 @click.option("--json", "json_file", type=REPORT, help="Write the numbers here.")
 def evaluate_command(run: Path, data: tuple[str, ...], **values: Any) -> None:
     """Errors of RUN on DATA (files, globs or a store): energies, forces, by group.

@@ -143,6 +143,12 @@ def cluster_of(values: Mapping[str, Any], *, threads: int = 1) -> Any:
     return ClusterOptions(values["cluster_address"], values["workers"] or 0, threads)
 
 
+max_atoms_option = click.option(
+    "--max-atoms",
+    type=AT_LEAST_ONE,
+    help="Atoms in a batch.  [default: 4096 on a GPU, 256 a thread on a CPU]",
+)
+
 TEACHER = (
     click.option(
         "--teacher",
@@ -167,11 +173,7 @@ TEACHER = (
         default="float32",
         show_default=True,
     ),
-    click.option(
-        "--max-atoms",
-        type=AT_LEAST_ONE,
-        help="Atoms in a batch.  [default: 4096 on a GPU, 256 a thread on a CPU]",
-    ),
+    max_atoms_option,
     click.option("--licence-teacher", default="", help="Licence of the teacher's weights."),
 )
 

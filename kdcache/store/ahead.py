@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-
-Part = tuple[int, int, int]  # of a file: descriptor, first byte, the byte after the last
 
 
 class DiskAhead:
@@ -32,15 +30,14 @@ class DiskAhead:
         """Around what asks and reads on this thread."""
         before = _disk_reads()
         yield
-        self.gains = ADVISES and _disk_reads() > before
+        self.gains = _disk_reads() > before
 
 
-def ask_for(parts: Iterable[Part]) -> None:
-    """Have the system read parts of open files into its cache, without waiting for them."""
-    for descriptor, start, end in parts:
-        # Of what is no file, reading says so.
-        with suppress(OSError):
-            os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
+def ask_for(descriptor: int, start: int, end: int) -> None:
+    """Have the system read bytes [start, end) of an open file into its cache, without waiting."""
+    # Of what is no file, reading says so.
+    with suppress(OSError):
+        os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
 
 
 # What this thread has had read from disks is counted by Linux only.

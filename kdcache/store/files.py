@@ -178,7 +178,8 @@ class LocalFiles:
                 # What is missing, reading says.
                 with suppress(OSError):
                     descriptor = self._descriptor(name, self.where(name))
-                    ask_for((descriptor, part.start, part.end) for part in parts)
+                    for part in parts:
+                        ask_for(descriptor, part.start, part.end)
                     os.close(descriptor)
             yield
 

@@ -95,11 +95,9 @@ class ZipFiles:
     @contextmanager
     def fetched(self, ranges: Sequence[Range]) -> Iterator[None]:
         with self._ahead.reading():
-            starts = [self._entry(part.name).start for part in ranges]
-            ask_for(
-                (self._descriptor, start + part.start, start + part.end)
-                for start, part in zip(starts, ranges, strict=True)
-            )
+            for part in ranges:
+                start = self._entry(part.name).start
+                ask_for(self._descriptor, start + part.start, start + part.end)
             yield
 
     def forget(self, name: str) -> bool:
