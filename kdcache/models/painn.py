@@ -33,6 +33,7 @@ from kdcache.models.painn_layers import (
     ScaleFactor,
     Update,
 )
+from kdcache.models.pieces import edge_pieces
 from kdcache.models.radial import EnvelopeName, RadialBasis, RadialName
 from kdcache.structures import Batch, ModelOutput
 
@@ -172,10 +173,14 @@ class PaiNN(Model):
                 forces = self.out_forces(x, vector)
         return ModelOutput(energy, forces, atomic_energy, {"node": x, "vector": vector})
 
-    def _edge_inputs(self, batch: Batch) -> EdgeInputs:
-        difference = edge_vectors(batch)
-        distance = torch.linalg.vector_norm(difference, dim=-1)
+    def _edge_inputs(self, batch: Batch) -> list[EdgeInputs]:
         source, target = batch.edge_index.unbind(0)
+        width = 3 * self.hyperparameters.hidden_channels
+        pieces = edge_pieces(width, source, target, edge_vectors(batch))
+        return [self._edge_piece(*piece) for piece in pieces]
+
+    def _edge_piece(self, source: Tensor, target: Tensor, difference: Tensor) -> EdgeInputs:
+        distance = torch.linalg.vector_norm(difference, dim=-1)
         norm = distance * math.sqrt(self.hyperparameters.hidden_channels)
         direction = (difference / norm.unsqueeze(-1)).t().contiguous().unsqueeze(-1)
         envelope: Tensor | None = None

@@ -9,6 +9,7 @@ that turns radial functions into filters.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ class ScaleFactor(nn.Module):
 
 
 class EdgeInputs(NamedTuple):
-    """What every layer needs of the edges, computed once per forward pass.
+    """What every layer needs of a piece of the edges, computed once per forward pass.
 
     Attributes:
         source, target: [n_edges] int64.
@@ -72,28 +73,29 @@ class Message(nn.Module):
         )
         self.rbf_proj = nn.Linear(num_rbf, 3 * hidden_channels)
 
-    def forward(self, x: Tensor, vector: Tensor | None, edges: EdgeInputs) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, vector: Tensor | None, edges: Sequence[EdgeInputs]
+    ) -> tuple[Tensor, Tensor]:
         """New scalars and vectors.
 
         Args:
             x: [n_atoms, H].
             vector: [n_atoms, 3, H], or None before the first layer, where all are zero.
-            edges: of the batch.
+            edges: of the batch, in pieces.
         """
         atoms = self.x_proj(self.x_layernorm(x))
-        filtered = atoms.index_select(0, edges.source) * self._filters(edges)
-        scalars, along, outward = filtered.split(self.hidden_channels, dim=-1)
-        message = edges.direction * outward
-        if vector is None:
-            axes = x.new_zeros(3, x.shape[0], self.hidden_channels)
-        else:
-            axes = vector.transpose(0, 1)
-            # Scaled on atoms, which are fewer than edges.
-            scaled = axes * (1.0 / math.sqrt(3.0 * self.hidden_channels))
-            message = message + scaled.index_select(1, edges.source) * along
-        x = x.index_add(0, edges.target, scalars.to(x.dtype)) * (1.0 / math.sqrt(2.0))
-        axes = axes.index_add(1, edges.target, message.to(x.dtype))
-        return x, axes.transpose(0, 1)
+        axes = x.new_zeros(3, *x.shape) if vector is None else vector.transpose(0, 1)
+        # Scaled on atoms, which are fewer than edges.
+        scaled = None if vector is None else axes * (1.0 / math.sqrt(3.0 * self.hidden_channels))
+        for piece in edges:
+            filtered = atoms.index_select(0, piece.source) * self._filters(piece)
+            scalars, along, outward = filtered.split(self.hidden_channels, dim=-1)
+            message = piece.direction * outward
+            if scaled is not None:
+                message = message + scaled.index_select(1, piece.source) * along
+            x = x.index_add(0, piece.target, scalars.to(x.dtype))
+            axes = axes.index_add(1, piece.target, message.to(x.dtype))
+        return x * (1.0 / math.sqrt(2.0)), axes.transpose(0, 1)
 
     def _filters(self, edges: EdgeInputs) -> Tensor:
         if edges.envelope is None:

@@ -1,6 +1,7 @@
 """SchNet: torch-geometric's layers on our own graph, forces by gradient.
 
-Owns the walk through the layers and the initial weights; the layers are torch-geometric's.
+Owns the walk through the layers, the sum over neighbours and the initial weights; the layers and
+what they are called are torch-geometric's.
 Invariant: state-dict names and outputs are those of the published implementation, whose filter
 networks appear under two names (`interactions.k.mlp` and `interactions.k.conv.nn`).
 """
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -26,6 +28,7 @@ from kdcache.models.interface import (
     Model,
     feature_spec,
 )
+from kdcache.models.pieces import edge_pieces
 from kdcache.models.radial import SMALLEST_EXPONENT
 from kdcache.structures import Batch, ModelOutput
 
@@ -33,6 +36,7 @@ with warnings.catch_warnings():
     # torch-geometric compiles with torch.jit on import, which torch has deprecated.
     warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
     from torch_geometric.nn.models.schnet import (
+        CFConv,
         GaussianSmearing,
         InteractionBlock,
         ShiftedSoftplus,
@@ -73,6 +77,51 @@ class DistanceExpansion(GaussianSmearing):  # type: ignore[misc]  # torch-geomet
         return torch.exp(exponent.clamp(min=SMALLEST_EXPONENT))
 
 
+class EdgeInputs(NamedTuple):
+    """What every interaction needs of a piece of the edges, computed once per forward pass.
+
+    Attributes:
+        source, target: [n_edges] int64.
+        envelope: [n_edges, 1], 1 at an atom and 0 at the cutoff.
+        expanded: [n_edges, num_gaussians].
+    """
+
+    source: Tensor
+    target: Tensor
+    envelope: Tensor
+    expanded: Tensor
+
+
+class Convolution(CFConv):  # type: ignore[misc]  # torch-geometric is not typed
+    """Sum over neighbours of their features times a filter of the distance."""
+
+    def forward(self, x: Tensor, edges: Sequence[EdgeInputs]) -> Tensor:
+        """[n_atoms, hidden_channels], of features of that shape and the edges in pieces."""
+        x = self.lin1(x)
+        # In the type of the distances: bfloat16 would round every addition.
+        total = edges[0].envelope.new_zeros(x.shape)
+        for piece in edges:
+            filters = self.nn(piece.expanded) * piece.envelope
+            total = total.index_add(0, piece.target, x.index_select(0, piece.source) * filters)
+        out: Tensor = self.lin2(total)
+        return out
+
+
+class Interaction(InteractionBlock):  # type: ignore[misc]
+    """A convolution and two layers on atoms, which give an increment of their features."""
+
+    def __init__(
+        self, hidden_channels: int, num_gaussians: int, num_filters: int, cutoff: float
+    ) -> None:
+        super().__init__(hidden_channels, num_gaussians, num_filters, cutoff)
+        self.conv = Convolution(hidden_channels, hidden_channels, num_filters, self.mlp, cutoff)
+
+    def forward(self, x: Tensor, edges: Sequence[EdgeInputs]) -> Tensor:
+        """[n_atoms, hidden_channels], of features of that shape and the edges in pieces."""
+        out: Tensor = self.lin(self.act(self.conv(x, edges)))
+        return out
+
+
 class SchNet(Model):
     """SchNet.
 
@@ -101,9 +150,7 @@ class SchNet(Model):
         # In double precision: torch-geometric takes the spacing from float32 centres.
         self.distance_expansion.coeff = -0.5 * ((sizes.num_gaussians - 1) / sizes.cutoff) ** 2
         self.interactions = nn.ModuleList(
-            InteractionBlock(
-                sizes.hidden_channels, sizes.num_gaussians, sizes.num_filters, sizes.cutoff
-            )
+            Interaction(sizes.hidden_channels, sizes.num_gaussians, sizes.num_filters, sizes.cutoff)
             for _ in range(sizes.num_interactions)
         )
         # What an interaction returns is an increment; here the features after it can be tapped.
@@ -143,14 +190,23 @@ class SchNet(Model):
         return gradient_forces(self._compute, batch)
 
     def _compute(self, batch: Batch) -> ModelOutput:
-        distance = torch.linalg.vector_norm(edge_vectors(batch), dim=-1)
-        expanded = self.distance_expansion(distance)
+        edges = self._edge_inputs(batch)
         x: Tensor = self.embedding(batch.atomic_numbers)
         for interaction, state in zip(self.interactions, self.states, strict=True):
-            x = state(x + interaction(x, batch.edge_index, distance, expanded))
+            x = state(x + interaction(x, edges))
         # bfloat16 would leave three digits to what is compared with labels.
         with torch.autocast(x.device.type, enabled=False):
             atomic_energy = self.lin2(self.act(self.lin1(x))).squeeze(-1)
             energy = sum_structures(atomic_energy, batch)
         forces = torch.zeros_like(batch.positions)  # replaced by the gradient
         return ModelOutput(energy, forces, atomic_energy, {"node": x})
+
+    def _edge_inputs(self, batch: Batch) -> list[EdgeInputs]:
+        source, target = batch.edge_index.unbind(0)
+        pieces = edge_pieces(self.hyperparameters.num_filters, source, target, edge_vectors(batch))
+        return [self._edge_piece(*piece) for piece in pieces]
+
+    def _edge_piece(self, source: Tensor, target: Tensor, difference: Tensor) -> EdgeInputs:
+        distance = torch.linalg.vector_norm(difference, dim=-1)
+        envelope = 0.5 * (torch.cos(distance * (math.pi / self.hyperparameters.cutoff)) + 1.0)
+        return EdgeInputs(source, target, envelope.unsqueeze(-1), self.distance_expansion(distance))

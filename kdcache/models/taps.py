@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -27,7 +28,8 @@ __all__ = ["Tap", "Taps", "block_taps", "tap_spec"]
 class Taps:
     """Taps on one model; within the context they hold what the last forward pass made.
 
-    A module that runs several times in a pass gives its last output.
+    A module that runs several times in a pass gives its last output; if it runs on pieces of the
+    edges, all of them.
 
     Args:
         model: whose modules the paths name.
@@ -58,7 +60,7 @@ class Taps:
             fields.add(tap.field)
         self._modules = {tap.path: modules[tap.path] for tap in self.taps}
         self._handles: list[RemovableHandle] = []
-        self._captured: dict[str, object] = {}
+        self._captured: dict[str, list[object]] = {}
 
     def __enter__(self) -> Self:
         for path, module in self._modules.items():
@@ -93,8 +95,9 @@ class Taps:
                 f"tap {tap.field}: {tap.path} did not run in the forward pass. "
                 "Tap a module that the model calls as a whole."
             )
-        found = list(_tensors(self._captured[tap.path]))
-        for tensor in found:
+        outputs = self._captured[tap.path]
+        found = list(_tensors(outputs[-1]))
+        for tensor in (*found, *_joined(outputs)):
             if _fits(tap.kind, tensor, batch):
                 return tensor
         shapes = ", ".join(str(list(tensor.shape)) for tensor in found) or "no tensor"
@@ -143,7 +146,7 @@ def block_taps(model: nn.Module, run: Callable[[], object], batch: Batch) -> tup
         if isinstance(child, nn.ModuleList)
         for k, block in child.named_children()
     }
-    captured: dict[str, object] = {}
+    captured: dict[str, list[object]] = {}
     handles = [block.register_forward_hook(_Keep(captured, path)) for path, block in blocks.items()]
     try:
         run()
@@ -152,21 +155,21 @@ def block_taps(model: nn.Module, run: Callable[[], object], batch: Batch) -> tup
             handle.remove()
     return tuple(
         Tap(kind, re.sub(r"[^a-z0-9]+", "_", path.lower()), path)
-        for path, output in captured.items()
+        for path, outputs in captured.items()
         for kind in KINDS
-        if any(_fits(kind, tensor, batch) for tensor in _tensors(output))
+        if any(_fits(kind, tensor, batch) for tensor in _tensors(outputs[-1]))
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Keep:
-    """A forward hook that keeps the module's output."""
+    """A forward hook that keeps the module's outputs."""
 
-    captured: dict[str, object]
+    captured: dict[str, list[object]]
     path: str
 
     def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
-        self.captured[self.path] = output
+        self.captured.setdefault(self.path, []).append(output)
 
 
 def _nearest(path: str, modules: Mapping[str, nn.Module]) -> str:
@@ -175,6 +178,13 @@ def _nearest(path: str, modules: Mapping[str, nn.Module]) -> str:
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"Its parts are {', '.join(name for name in modules if '.' not in name)}."
+
+
+def _joined(outputs: Sequence[object]) -> Iterator[Tensor]:
+    """What a module made of one piece of the edges after the other, as one tensor."""
+    pieces = [output for output in outputs if isinstance(output, Tensor)]
+    if 1 < len(pieces) == len(outputs) and len({piece.shape[1:] for piece in pieces}) == 1:
+        yield torch.cat(pieces)
 
 
 def _tensors(output: object) -> Iterator[Tensor]:

@@ -102,8 +102,9 @@ def test_published_intermediates_are_reproduced(shared: Path) -> None:
     order = published_edge_order(golden)
     model = golden.model
     assert isinstance(model, PaiNN)
-    edges = model._edge_inputs(golden.batch)
-    unit = edges.direction[..., 0].T * math.sqrt(model.hyperparameters.hidden_channels)
+    pieces = model._edge_inputs(golden.batch)
+    direction = torch.cat([piece.direction for piece in pieces], dim=1)
+    unit = direction[..., 0].T * math.sqrt(model.hyperparameters.hidden_channels)
     scalars, vectors = layer_states(golden)
     blocks = "out_forces.output_network"
     paths = {
@@ -122,7 +123,7 @@ def test_published_intermediates_are_reproduced(shared: Path) -> None:
         captured = tapped.outputs(golden.batch)
     found = {name: captured[tap.field] for name, tap in zip(paths, taps, strict=True)}
     found["L0.msg.rbfh"] = found["L0.msg.rbfh"][order]
-    found["rbf"] = edges.radial[order]
+    found["rbf"] = torch.cat([piece.radial for piece in pieces])[order]
     found["graph.vector"] = unit[order]
     for i in range(3):
         found[f"L{i}.x_after_message"] = scalars[f"m{i + 1}"]
