@@ -323,7 +323,8 @@ def _over_rows(row_values: Tensor, like: Tensor) -> Tensor:
 def _count(values: Tensor, weight: Tensor | None) -> Tensor:
     """Elements that count, at least something: an empty mean is 0, not NaN."""
     if weight is None:
-        return values.new_tensor(float(max(values.numel(), 1)))
+        # Filled on the device: `new_tensor` would make it here and copy it, waiting for the copy.
+        return values.new_full((), max(values.numel(), 1))
     total = weight.sum() * (values.numel() // max(len(values), 1))
     return torch.where(total > 0, total, torch.ones_like(total))
 

@@ -260,15 +260,18 @@ def _owners(window: Window, part: slice, level: Level) -> IntArray:
 def _is_memory_full(error: Exception) -> bool:
     said = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        # The CPU's allocator and cuBLAS have no type of their own.
+        # The CPU's allocator, cuBLAS and the CUDA runtime have no type of their own.
         isinstance(error, RuntimeError)
-        and any(words in said for words in ("can't allocate memory", "ALLOC_FAILED"))
+        and any(
+            words in said for words in ("can't allocate memory", "ALLOC_FAILED", "out of memory")
+        )
     )
 
 
 def _is_device_lost(error: Exception) -> bool:
-    # After such an error every call fails, whatever the structure.
-    return "CUDA error" in str(error) and "out of memory" not in str(error)
+    # After such an error every call fails, whatever the structure. What cuBLAS says of full memory
+    # begins with the same words.
+    return "CUDA error" in str(error) and not _is_memory_full(error)
 
 
 def _n_rows(batch: Batch, level: Level) -> int:

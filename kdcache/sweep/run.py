@@ -262,17 +262,21 @@ def _start(task: Task, slot: int, count: int) -> tuple[Connection, SpawnProcess]
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(
-        target=_work, args=(theirs, task, _device(slot), count), name=task.job.name, daemon=True
+        target=_work,
+        args=(theirs, task, _device(task, slot), count),
+        name=task.job.name,
+        daemon=True,
     )
     process.start()
     theirs.close()
     return ours, process
 
 
-def _device(slot: int) -> str | None:
-    """The GPU of a slot as CUDA_VISIBLE_DEVICES has it; None without any."""
+def _device(task: Task, slot: int) -> str | None:
+    """The GPU of a slot as CUDA_VISIBLE_DEVICES has it; None without any, or where one is named."""
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not n_gpus:
+    # Of one GPU that is left to be seen, cuda:1 would be none.
+    if not n_gpus or task.job.config.training.device not in ("auto", "cuda"):
         return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(k) for k in range(n_gpus)]

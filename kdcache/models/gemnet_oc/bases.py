@@ -99,10 +99,12 @@ class SphericalBasis(nn.Module):
         scaled: multiplied by a factor of their own.
 
     Attributes:
-        columns: [S²], which function of θ each of S² functions of φ goes with; None where there are
-            S of both, and all go with all, those of φ first.
+        columns: [S²] int64, which function of θ each of S² functions of φ goes with; None where
+            there are S of both, and all go with all, those of φ first.
         n_dihedral: functions of θ.
     """
+
+    columns: Tensor | None
 
     def __init__(
         self, num_spherical: int, kind: SphericalName, radial_basis: nn.Module, *, scaled: bool
@@ -111,15 +113,17 @@ class SphericalBasis(nn.Module):
         self.num_spherical = num_spherical
         self.kind = kind
         self.radial_basis = radial_basis
-        self.columns: list[int] | None = None
+        columns: Tensor | None = None
         self.n_dihedral = num_spherical
         if kind == "gaussian_outer":
             self.circular_basis = Gaussians(num_spherical)
         elif kind == "spherical_harmonics":
             orders = _orders(num_spherical)
             # cos(mθ) from m = 0, then sin(mθ) from m = 1.
-            self.columns = [m if m >= 0 else num_spherical - 1 - m for _, m in orders]
+            columns = torch.tensor([m if m >= 0 else num_spherical - 1 - m for _, m in orders])
             self.n_dihedral = 2 * num_spherical - 1
+        # On the device: a list would be copied there at every use.
+        self.register_buffer("columns", columns, persistent=False)
         self.scale_sbf = ScaleFactor() if scaled else None
 
     def polar(self, cosine: Tensor) -> Tensor:

@@ -32,8 +32,8 @@ class QuadrupletMixing:
         dihedral: [n_rows, middle.width, width · T, width], functions of the dihedral of outer and
             inner edge.
         radial: [n_rows, width, B, S²], the outer edge's embedded basis.
-        columns: which of T functions each of P = S² goes with; None where all P go with all T, in
-            the order of P.
+        columns: [P], which of T functions each of P = S² goes with; None where all P go with all
+            T, in the order of P.
     """
 
     edge: Tensor
@@ -42,7 +42,7 @@ class QuadrupletMixing:
     polar: Tensor
     dihedral: Tensor
     radial: Tensor
-    columns: list[int] | None
+    columns: Tensor | None
 
     def __call__(self, u: Tensor, bilinear: Tensor) -> Tensor:
         """Sums over quadruplets, mapped.
@@ -66,7 +66,7 @@ class QuadrupletMixing:
                 sums = torch.bmm(polar, inner).view(n * width, radial.shape[3], channels)
             else:
                 inner = inner.view(n * width, n_middle, inner.shape[2] // channels, channels)
-                inner = inner[:, :, self.columns]
+                inner = inner.index_select(2, self.columns)
                 sums = (polar.transpose(1, 2).unsqueeze(-1) * inner).sum(1)
             mixed = torch.bmm(radial.flatten(0, 1).to(u.dtype), sums)
             return (functional.linear(mixed.flatten(1), bilinear).view(n, width, len(bilinear)),)
