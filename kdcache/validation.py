@@ -5,6 +5,7 @@ Invariant: the training state is left as it was found; the weights looked at are
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from kdcache.config import LossConfig
@@ -14,7 +15,11 @@ from kdcache.evaluate import Metrics, predict_batches
 from kdcache.models.potential import Potential
 from kdcache.optim import ExponentialAverage
 from kdcache.stream.reader import WindowReader, sequential
+from kdcache.stream.transfer import tensors
 from kdcache.structures import Batch, IntArray
+
+# Of validation structures that stay on the device from one validation to the next.
+KEPT_BYTES = 2**30
 
 
 class Validation:
@@ -44,26 +49,38 @@ class Validation:
         self.rows = rows
         self.settings = settings
         self.clock = clock
-        self._batches: list[Batch] | None = None
+        self._kept: list[Batch] | None = None
 
     def metrics(self) -> Metrics | None:
         """Errors of the averaged weights; None without structures."""
         if not len(self.rows):
             return None
-        if self._batches is None:
-            weights = next(self.potential.parameters())
-            at_once = batch_atoms(None, weights.device)
-            self._batches = [
-                batch.to(weights.device, weights.dtype)
-                for batch in sequential(self.reader, self.rows, at_once)
-            ]
         self.potential.eval()
         with self.average.swapped():
             free = self.settings.free_atoms_only
-            found = predict_batches(self.potential, self._batches, free_atoms_only=free)
+            found = predict_batches(self.potential, self._batches(), free_atoms_only=free)
             metrics = found.metrics()
         self.potential.train()
         return metrics
+
+    def _batches(self) -> Iterator[Batch]:
+        """All structures; read once if they fit what may be kept, and each time if not."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        weights = next(self.potential.parameters())
+        kept: list[Batch] = []
+        size = 0
+        for batch in sequential(self.reader, self.rows, batch_atoms(None, weights.device)):
+            moved = batch.to(weights.device, weights.dtype)
+            size += sum(tensor.nbytes for tensor in tensors(moved))
+            if size <= KEPT_BYTES:
+                kept.append(moved)
+            else:
+                kept.clear()
+            yield moved
+        if size <= KEPT_BYTES:
+            self._kept = kept
 
     def score(self, metrics: Metrics) -> float:
         """What "best" means: validation MAEs in the proportion the loss ends with."""

@@ -31,6 +31,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Model, str]:
 @pytest.fixture
 def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_VALUES", 7 * WIDTH + 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
 
 def batch_of(model: Model) -> Batch:
@@ -82,6 +83,12 @@ def test_pieces_hold_every_edge_once_in_order(in_pieces: Any) -> None:
     assert [len(piece[0]) for piece in found] == [7, 7, 6]
     assert torch.equal(torch.cat([piece[0] for piece in found]), index)
     assert torch.equal(torch.cat([piece[1] for piece in found]), vector)
+
+
+def test_more_threads_take_larger_pieces(monkeypatch: pytest.MonkeyPatch, in_pieces: Any) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    found = list(edge_pieces(WIDTH, torch.arange(20)))
+    assert [len(piece[0]) for piece in found] == [14, 6]
 
 
 def test_an_edge_wider_than_a_piece_is_a_piece(in_pieces: Any) -> None:
