@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from kdcache.devices import batch_atoms
-from kdcache.errors import DataError
+from kdcache.errors import ConfigError, DataError
 from kdcache.models.potential import Potential
 from kdcache.progress import Progress, silent
 from kdcache.stream.window import (
@@ -243,7 +243,12 @@ def kept(
         structures: any.
         split: name, or None for all.
         max_force: eV/Å, or None for all.
+
+    Raises:
+        ConfigError: a limit that is not positive.
     """
+    if max_force is not None and not max_force > 0:
+        raise ConfigError(f"max_force must be a positive number, got {max_force}.")
     for structure in structures:
         if split is not None and structure.split != split:
             continue

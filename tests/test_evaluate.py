@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kdcache.errors import DataError
+from kdcache.errors import ConfigError, DataError
 from kdcache.evaluate import Predictions, gap_closed, kept, predict_structures
 from kdcache.models import build_model
 from kdcache.models.potential import Normalizer, Potential
@@ -148,3 +148,6 @@ def test_kept_chooses_by_split_and_force() -> None:
     assert [s.energy for s in kept(found, split="test")] == [0.0, 2.0]
     assert [s.energy for s in kept(found, split="test", max_force=20.0)] == [0.0]
     assert [s.energy for s in kept(found)] == [0.0, 1.0, 2.0]
+    for limit in (float("nan"), 0.0, -1.0):
+        with pytest.raises(ConfigError, match="must be a positive number, got"):
+            list(kept(found, max_force=limit))

@@ -23,7 +23,9 @@ from kdcache_cli.progress import bars
 from kdcache_cli.tables import size
 
 LAYOUT = (
-    click.option("--split", help="Hold structures out at random: val=0.05,test=0.1."),
+    click.option(
+        "--split", multiple=True, help="Hold structures out at random: val=0.05,test=0.1."
+    ),
     click.option(
         "--seed",
         type=NOT_NEGATIVE,
@@ -61,7 +63,7 @@ def layout_of(values: Mapping[str, Any]) -> Any:
         raise ConfigError("--max-neighbors belongs to a --cutoff. Give both, or neither.")
     return ImportOptions(
         seed=values["seed"],
-        split=fractions(values["split"]),
+        split=fractions(",".join(values["split"])),
         graph=GraphRule(cutoff, max_neighbors) if cutoff is not None else None,
         licence_structures=values["licence_structures"],
         licence_labels=values["licence_labels"],

@@ -6,6 +6,7 @@ file whose arrays do not count the same structures is refused before anything is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from kdcache.errors import DataError, did_you_mean
 from kdcache.fields import ENERGY, FORCES, Codec, FieldSpec
 from kdcache.interchange.nvalchemi import FIELD_OF_SIGNAL
 from kdcache.readers import ReadOptions
-from kdcache.readers.interface import place, unreadable
+from kdcache.readers.interface import LARGEST_RATIO, SMALL_BYTES, place, unreadable
 from kdcache.readers.labels import LabelKeys
+from kdcache.store.files import disk_size
 from kdcache.structures import IntArray, Structure
 
 Array = npt.NDArray[Any]
@@ -29,8 +31,6 @@ Array = npt.NDArray[Any]
 FORMAT = "kdcache.interchange.labelled_file:read_labelled"
 EMBEDDING = "teacher_node_embeddings"
 ATOMS_AT_ONCE = 65_536
-# Arrays that are opened hold what their metadata claim, so claims are bounded first.
-MAX_VALUES = 2**40
 
 
 def read_labelled(path: Path, options: ReadOptions, keys: LabelKeys) -> Iterator[Structure]:
@@ -85,6 +85,7 @@ class LabelledFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._room = max(SMALL_BYTES, LARGEST_RATIO * disk_size(path))
         try:
             self._root = zarr.open_group(path, mode="r")
             fields: Any = self._root.attrs["fields"]
@@ -192,8 +193,14 @@ class LabelledFile:
         array = self._root[name]
         if not isinstance(array, zarr.Array) or array.dtype.kind not in "fiub":
             raise DataError(f"{self.path.name}: {name} is no array of numbers.")
-        if int(np.prod(array.shape, dtype=np.float64)) > MAX_VALUES:
-            raise DataError(f"{self.path.name}: {name} claims shape {list(array.shape)}.")
+        # A chunk is unpacked whole, and may be larger than what is in it.
+        n_bytes = max(map(math.prod, (array.shape, array.chunks))) * array.dtype.itemsize
+        if n_bytes > self._room:
+            raise DataError(
+                f"{self.path.name}: {name} would take {n_bytes} bytes, at most {self._room} are "
+                f"expected of a group of its size. It is not read; if it is honest, write it with "
+                f"less compression."
+            )
         return array
 
 

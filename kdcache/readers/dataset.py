@@ -165,7 +165,7 @@ def read_structures(
     options.factors()
     if isinstance(sources, str | PathLike):
         sources = [sources]
-    paths = [path for source in sources for path in _expand(source)]
+    paths = [path for source in sources for path in _expand(source, options.format)]
     if not paths:
         raise DataError("No files were named. Name at least one dataset file.")
     seen: set[Path] = set()
@@ -225,7 +225,7 @@ def _difference(then: Sequence[FileState], now: Sequence[FileState]) -> tuple[st
     return name, "it was written to, or touched"
 
 
-def _expand(source: Source) -> list[Path]:
+def _expand(source: Source, reader: str | None) -> list[Path]:
     if is_url(source):
         store_location(source)
         return [Path(source)]
@@ -236,6 +236,8 @@ def _expand(source: Source) -> list[Path]:
             shards = sorted(path.glob("*.lmdb"))
             if shards:
                 return shards
+            if reader is not None and ":" in reader:  # somebody's own, who knows what it reads
+                return [path]
             raise DataError(f"{path} is a directory. Name its files, e.g. '{path / '*.extxyz'}'.")
         return [path]
     if not glob.has_magic(str(path)):

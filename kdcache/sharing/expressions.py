@@ -117,7 +117,7 @@ class _Evaluation:
                 return self._column(name)
             case ast.Constant(value=value):
                 return self._constant(value)
-        raise _wrong(self._text, f"{ast.unparse(node)[:60]!r} is not part of the language")
+        raise _wrong(self._text, f"{_shown(node)!r} is not part of the language")
 
     def _comparison(self, node: ast.Compare, depth: int) -> Value:
         result: Any = True
@@ -149,20 +149,18 @@ class _Evaluation:
 
     def _same_kind(self, a: Value, b: Value, node: ast.expr) -> None:
         if a.kind != b.kind or a.kind == "condition":
-            raise _wrong(
-                self._text, f"{ast.unparse(node)[:60]!r} compares a {a.kind} with a {b.kind}"
-            )
+            raise _wrong(self._text, f"{_shown(node)!r} compares a {a.kind} with a {b.kind}")
 
     def _condition(self, node: ast.expr, depth: int) -> Any:
         found = self.of(node, depth + 1)
         if found.kind != "condition":
-            raise _wrong(self._text, f"{ast.unparse(node)[:60]!r} is a {found.kind}, no condition")
+            raise _wrong(self._text, f"{_shown(node)!r} is a {found.kind}, no condition")
         return found.value
 
     def _number(self, node: ast.expr, depth: int) -> Any:
         found = self.of(node, depth + 1)
         if found.kind != "number":
-            raise _wrong(self._text, f"{ast.unparse(node)[:60]!r} is a {found.kind}, no number")
+            raise _wrong(self._text, f"{_shown(node)!r} is a {found.kind}, no number")
         return np.asarray(found.value, np.float64)
 
     def _column(self, name: str) -> Value:
@@ -204,6 +202,13 @@ def _parsed(text: str) -> ast.expr:
         raise _wrong(text, f"it cannot be parsed ({error.msg})") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise _wrong(text, f"it cannot be parsed ({type(error).__name__})") from None
+
+
+def _shown(node: ast.expr) -> str:
+    try:
+        return ast.unparse(node)[:60]
+    except RecursionError:  # deeper than what is evaluated
+        return "…"
 
 
 def _wrong(text: str, reason: str) -> ConfigError:

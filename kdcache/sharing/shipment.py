@@ -8,34 +8,23 @@ layout before a byte is fetched.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
-
-import numpy as np
+from pathlib import Path
 
 from kdcache.errors import ConfigError, StoreError
 from kdcache.fields import N_EDGES
 from kdcache.sharing.held import HeldFiles
-from kdcache.store.codecs import MAX_CHUNK_BYTES
-from kdcache.store.contents import ZARR, array_documents, expected_files, groups, node_documents
-from kdcache.store.documents import MAX_DOCUMENT_BYTES
+from kdcache.store.contents import ZARR, expected_files, groups, node_documents
 from kdcache.store.entries import TeacherEntry
-from kdcache.store.failures import FAILURES, largest_failures
-from kdcache.store.index import INDEX, largest_index
-from kdcache.store.layout import BlockPlan
-from kdcache.store.manifest import MAX_MANIFEST_BYTES, PLAIN_FORMAT_VERSION, Manifest, read_manifest
-from kdcache.store.metadata import Json, readable, root_document
+from kdcache.store.file_limits import file_limits
+from kdcache.store.manifest import PLAIN_FORMAT_VERSION, Manifest, read_manifest
+from kdcache.store.metadata import readable, root_document
 from kdcache.store.provenance import check_wanted, common_teachers, kept_fields
 from kdcache.store.reader import Store, open_store
-from kdcache.store.shards import index_size
 from kdcache.store.signature import MAX_BYTES, SIGNATURE, read_signature
 from kdcache.store.withholding import check_part, withheld
-from kdcache.store.zipped import check_names
-
-# Checksum, Blosc's header, and what it adds to bytes it cannot compress.
-CHUNK_OVERHEAD = 64
+from kdcache.store.work import unfinished_groups
 
 
 @dataclass(frozen=True)
@@ -153,7 +142,7 @@ def shipment_of(files: HeldFiles, manifest: Manifest, made: Mapping[str, bytes])
     Raises:
         StoreError: files that no such store has, that are missing or too large.
     """
-    limits = file_limits(manifest, files)
+    limits = file_limits(manifest, str(files.location))
     names = [name for name in manifest.digests if name not in made]
     found = dict(zip(names, files.each(lambda name: _size(files, name), names), strict=True))
     for name, size in found.items():
@@ -164,50 +153,7 @@ def shipment_of(files: HeldFiles, manifest: Manifest, made: Mapping[str, bytes])
             )
     sizes = {name: len(made[name]) if name in made else found[name] for name in manifest.digests}
     signature, notes = _signature(files, manifest)
-    return Shipment(files, manifest, made, sizes, signature, notes)
-
-
-def file_limits(manifest: Manifest, files: HeldFiles) -> dict[str, int]:
-    """Bytes that each file of a store of this manifest has at most, by name.
-
-    Raises:
-        StoreError: the manifest lists a file that such a store does not have.
-    """
-    plan = _skeleton(manifest)
-    plans = dict.fromkeys(groups(manifest), plan)
-    arrays = {name: (spec, document) for name, spec, document in array_documents(manifest, plans)}
-    # Before names are made: a manifest may claim any number of shards.
-    if len(arrays) * plan.n_shards > len(manifest.digests):
-        raise StoreError(
-            f"{files.location}: the manifest describes {len(arrays)} arrays of {plan.n_shards} "
-            f"shards and lists {len(manifest.digests)} files. It was edited or damaged."
-        )
-    expected = expected_files(manifest, plans)
-    stray = sorted(manifest.digests.keys() ^ expected)
-    if stray:
-        what = "lists" if stray[0] in manifest.digests else "does not list"
-        raise StoreError(
-            f"{files.location}: the manifest {what} {stray[0]!r}, against what it describes. "
-            f"Nothing is moved: it was edited, or made to deceive."
-        )
-    check_names(expected, str(files.location))
-    limits = {}
-    for name in expected:
-        array = name.partition("/c/")[0]
-        if name == INDEX:
-            limits[name] = largest_index(manifest.dataset.n_structures)
-        elif name.endswith(ZARR):
-            limits[name] = MAX_MANIFEST_BYTES if name == ZARR else MAX_DOCUMENT_BYTES
-        elif name.endswith(FAILURES):
-            teacher = manifest.teachers[name.split("/")[1]]
-            limits[name] = largest_failures(teacher.n_failed)
-        else:
-            spec, document = arrays[array]
-            has_own = _has_own_edges(manifest, array) and spec.level == "edge"
-            chunk = MAX_CHUNK_BYTES if has_own else _chunk_bytes(document)
-            chunks = plan.blocks_per_shard * (chunk + CHUNK_OVERHEAD)
-            limits[name] = chunks + index_size(plan.blocks_per_shard)
-    return limits
+    return Shipment(files, manifest, made, sizes, signature, (*notes, *_left_behind(files)))
 
 
 def _read(files: HeldFiles) -> Manifest:
@@ -216,6 +162,18 @@ def _read(files: HeldFiles) -> Manifest:
     except FileNotFoundError:
         open_store(files)  # says why this is no store
         raise
+
+
+def _left_behind(files: HeldFiles) -> list[str]:
+    """What was being written into the source when it was looked at."""
+    if not isinstance(files.location, Path):
+        return []
+    known = groups(_read(files))
+    return [
+        f"{group} is unfinished and stays behind: finish its dump first, if it is to go along"
+        for group in unfinished_groups(files.location)
+        if group not in known
+    ]
 
 
 def _signature(files: HeldFiles, manifest: Manifest) -> tuple[bytes | None, tuple[str, ...]]:
@@ -272,31 +230,6 @@ def _with_fields(store: Store, teacher: str, wanted: Sequence[str] | None) -> Te
     fields = {name: field for name, field in entry.fields.items() if name in names}
     errors = {name: error for name, error in entry.errors.items() if name in names}
     return entry.model_copy(update={"fields": fields, "errors": errors})
-
-
-def _skeleton(manifest: Manifest) -> BlockPlan:
-    """A layout of the manifest's capacities, without structures: names of files follow from it."""
-    capacities, none = manifest.capacities, np.zeros(0, np.int64)
-    return BlockPlan(
-        *(none,) * 6,
-        n_blocks=capacities.n_blocks,
-        structure_capacity=capacities.structure,
-        atom_capacity=capacities.atom,
-        edge_capacity=capacities.edge,
-        blocks_per_shard=capacities.blocks_per_shard,
-    )
-
-
-def _has_own_edges(manifest: Manifest, array: str) -> bool:
-    group, _, teacher = array.rpartition("/")[0].partition("/")
-    return group == "teachers" and manifest.teachers[teacher].has_own_edges
-
-
-def _chunk_bytes(document: Json) -> int:
-    """Bytes of one decoded block of an array."""
-    (sharding,) = cast(list[Json], document["codecs"])
-    shape = cast(list[int], cast(Json, sharding["configuration"])["chunk_shape"])
-    return math.prod(shape) * np.dtype(str(document["data_type"])).itemsize
 
 
 def _size(files: HeldFiles, name: str) -> int:

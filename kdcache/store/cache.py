@@ -29,6 +29,8 @@ SIZE_VARIABLE = "KDCACHE_STORE_CACHE_SIZE"
 DEFAULT_SIZE = "20GB"
 LOCK = "lock"
 TOUCHED_EVERY = 60.0  # s; when a file was last used need not be known better
+# A digest, or one on its way.
+COPY = re.compile(rf"[0-9a-f]{{64}}({re.escape(PARTIAL_SUFFIX)})?")
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -43,12 +45,12 @@ def parse_size(text: str) -> int:
         20000000000
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?B)", text.strip())
-    size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
-    if not size:
+    size = float(match[1]) * UNITS[match[2].upper()] if match else 0.0
+    if not 1 <= size < 2**63:
         raise ConfigError(
             f"{text!r} is no size of a cache. Give a number above 0 with a unit: 500MB, 20GB, 1TB."
         )
-    return size
+    return int(size)
 
 
 class StoreCache:
@@ -164,10 +166,12 @@ class StoreCache:
             return True
 
     def _files(self) -> Iterator[tuple[int, int, str, int]]:
-        """Last use, size, path and inode of everything in the cache."""
+        """Last use, size, path and inode of every copy; what else lies there is not ours."""
         for folder in os.scandir(self.directory):
             if folder.is_dir() and len(folder.name) == 2:
                 for file in os.scandir(folder):
+                    if not COPY.fullmatch(file.name) or file.name[:2] != folder.name:
+                        continue
                     with suppress(FileNotFoundError):
                         status = file.stat()
                         yield status.st_mtime_ns, status.st_size, file.path, status.st_ino

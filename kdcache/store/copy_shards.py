@@ -12,6 +12,7 @@ import io
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from kdcache.store.codecs import read_dtype
 from kdcache.store.contents import shard_file
 from kdcache.store.entries import FieldError
 from kdcache.store.failures import Failures
-from kdcache.store.files import StoreFiles
+from kdcache.store.file_limits import file_limits
+from kdcache.store.files import StoreFiles, check_size
 from kdcache.store.index import read_index
 from kdcache.store.layout import plan_blocks, with_edges
 from kdcache.store.location import StoreUrl
@@ -205,10 +207,13 @@ class _Copier:
             file = shard_file(name, shard, self._writer.documents[name])
             source = f"{self._copy.sources[0].group}/{file}"
             target = f"{self._writer.group}/{file}"
-            digest, size = _copy_file(
-                self._stores[0], source, partial_path(self._writer.path / target, record.attempt)
-            )
+            partial = partial_path(self._writer.path / target, record.attempt)
+            digest, size = _copy_file(self._stores[0], source, partial, self._limits[source])
             record.sha256[target], record.size[target] = digest, size
+
+    @cached_property
+    def _limits(self) -> dict[str, int]:
+        return file_limits(self._stores[0].manifest, str(self._stores[0].path))
 
     def _gather(self, spec: FieldSpec, shard: int) -> tuple[Array, Array]:
         """Rows of a field of one new shard, and their summed squares by source."""
@@ -272,13 +277,14 @@ def _failures(store: Store, source: GroupSource) -> Failures:
     return store.failures(source.group.partition("/")[2]) if is_teacher else Failures()
 
 
-def _copy_file(store: Store, name: str, target: Path) -> tuple[str, int]:
+def _copy_file(store: Store, name: str, target: Path, limit: int) -> tuple[str, int]:
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
     with open(target, "wb") as file:
         for piece in store.files.stream(name):
-            digest.update(piece)
             size += len(piece)
+            check_size(store.files.where(name), size, limit)
+            digest.update(piece)
             file.write(piece)
         file.flush()
         os.fsync(file.fileno())

@@ -36,6 +36,7 @@ from kdcache.fields import (
 from kdcache.progress import Progress, silent
 from kdcache.store.contents import ZARR, expected_files, node_documents
 from kdcache.store.entries import Withheld
+from kdcache.store.file_limits import file_limits
 from kdcache.store.identity import ContentMatch
 from kdcache.store.layout import BlockPlan
 from kdcache.store.manifest import MANIFEST, Manifest
@@ -233,10 +234,11 @@ def _write_shards(
 
 def _copy_rest(path: Path, store: Store, progress: Progress) -> dict[str, str]:
     """Copy everything that was passed on, but for what the whole store has otherwise."""
+    limits = file_limits(store.manifest, str(store.path))
     names = [name for name in store.manifest.digests if name != ZARR]
     with progress("copy", len(names), "files") as advance:
         for name in names:
-            copy_file(store, name, path)
+            copy_file(store, name, path, limits[name])
             advance()
     return {name: store.manifest.digests[name] for name in names}
 

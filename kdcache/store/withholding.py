@@ -28,7 +28,8 @@ from kdcache.store.contents import (
     shard_file,
 )
 from kdcache.store.entries import Withheld
-from kdcache.store.files import inside
+from kdcache.store.file_limits import file_limits
+from kdcache.store.files import check_size, inside
 from kdcache.store.manifest import MANIFEST, Manifest
 from kdcache.store.metadata import readable, root_document
 from kdcache.store.reader import Store, open_store
@@ -172,10 +173,11 @@ def write_without_structures(
         StoreError: something is at `output`, or a file of the store is damaged.
     """
     part = withheld(store, progress)
+    limits = file_limits(store.manifest, str(store.path))
     with building(output, "withhold") as path:
         with progress("copy", len(part.passed_on), "files") as advance:
             for name in part.passed_on:
-                copy_file(store, name, path)
+                copy_file(store, name, path, limits[name])
                 advance()
         unsigned = copy_signature(store, path)
         write_files({path / name: content for name, content in part.replaced.items()})
@@ -224,19 +226,26 @@ def _remove_all_but(kept: tuple[Path, ...], folder: Path) -> None:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-def copy_file(store: Store, name: str, target: Path) -> int:
+def copy_file(store: Store, name: str, target: Path, limit: int) -> int:
     """Copy a file of a store into the folder of another; how many bytes.
 
+    Args:
+        store: it is of.
+        name: of the file.
+        target: folder of the other store.
+        limit: bytes that the layout allows it (`file_limits`).
+
     Raises:
-        StoreError: it is missing, or not what the manifest says.
+        StoreError: it is missing, larger than that, or not what the manifest says.
     """
     file, digest, size = target / inside(name), hashlib.sha256(), 0
     file.parent.mkdir(parents=True, exist_ok=True)
     with naming(str(file)), open(file, "wb") as copy:
         try:
             for piece in store.files.stream(name):
-                digest.update(piece)
                 size += len(piece)
+                check_size(store.files.where(name), size, limit)
+                digest.update(piece)
                 copy.write(piece)
         except FileNotFoundError:
             raise StoreError(

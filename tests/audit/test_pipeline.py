@@ -143,6 +143,19 @@ def test_swapped_axes_of_vectors_are_named(
     assert "+0.00 +1.00 +0.00; +0.00 +0.00 +1.00; +1.00 +0.00 +0.00" in problem
 
 
+def test_axes_that_are_the_teachers_are_not_blamed(
+    taught: tuple[Store, NativeTeacher], tmp_path: Path
+) -> None:
+    found, teacher = taught
+    for shard in range(found.plan.n_shards):
+        copy = tmp_path / f"{shard}.zarr"
+        found = damaged(
+            found, copy, "teachers/teacher/vector", lambda values: values * 1.004, shard
+        )
+    (problem,) = audit(found, teacher).problems
+    assert "other axes" not in problem
+
+
 def test_features_of_another_checkpoint_are_found(taught: tuple[Store, NativeTeacher]) -> None:
     store, _ = taught
     other = NativeTeacher(make_potential(seed=8))

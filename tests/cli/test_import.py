@@ -39,6 +39,7 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
     (("--split", "val"), "NAME=FRACTION"),
     (("--split", "vla=0.1"), "neither val nor test"),
     (("--split", "val=0.1,val=0.2"), "twice"),
+    (("--split", "val=0.1", "--split", "val=0.2"), "twice"),
     (("--split", "val=1.5"), "between 0 and 1"),
     (("--max-neighbors", "4"), "--cutoff"),
     (("--cutoff", "-1"), "positive"),
@@ -51,6 +52,15 @@ def test_a_refused_import_leaves_nothing(
 ) -> None:
     assert said in refused("import", data, "-o", tmp_path / "data.zarr", *options)
     assert not list(tmp_path.iterdir())
+
+
+def test_splits_may_be_named_together_or_one_by_one(data: Path, tmp_path: Path) -> None:
+    together = kdcache("import", data, "-o", tmp_path / "a.zarr", "--split", "val=0.25,test=0.25")
+    one_by_one = ("--split", "val=0.25", "--split", "test=0.25")
+    assert "splits: test 6, train 12, val 6" in together
+    assert "splits: test 6, train 12, val 6" in kdcache(
+        "import", data, "-o", tmp_path / "b.zarr", *one_by_one
+    )
 
 
 def test_numbers_out_of_range_are_usage_errors(data: Path, tmp_path: Path) -> None:

@@ -190,6 +190,27 @@ def test_files_that_do_not_fit_are_refused(
     assert not (tmp_path / "s.zarr").exists()
 
 
+@pytest.mark.parametrize("name", ["meta/atoms_ptr", "core/positions"])
+@pytest.mark.parametrize("is_chunk", [False, True], ids=["array", "chunk"])
+def test_a_small_file_does_not_stand_for_a_large_one(
+    name: str, is_chunk: bool, tmp_path: Path
+) -> None:
+    path = write_labelled(tmp_path / "a.zarr", structures(6))
+    root = zarr.open_group(path, mode="r+")
+    array: Any = root[name]
+    shape, many = array.shape, (2**31, *array.shape[1:])
+    root.create_array(
+        name, shape=shape if is_chunk else many, chunks=many, dtype=array.dtype, overwrite=True
+    )
+    with pytest.raises(DataError, match=rf"{name} would take \d+ bytes"):
+        imported(path, tmp_path / "s.zarr")
+
+
+def test_a_group_may_have_any_name(tmp_path: Path) -> None:
+    path = write_labelled(tmp_path / "labelled", structures(6))
+    assert len(imported(path, tmp_path / "s.zarr")) == 6
+
+
 def test_what_is_no_such_file_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read as Zarr of nvalchemi-toolkit"):
         imported(Path(store.path), tmp_path / "s.zarr")  # type: ignore[arg-type]

@@ -74,6 +74,8 @@ def test_a_condition_means_what_it_means_in_python_of_every_row(
         ("n_atoms < 5" + " " * 2000, "at most 2000 are read"),
         ("not " * 60 + "n_atoms < 5", "nested more than 50 deep"),
         ("(" * 900 + "n_atoms" + ")" * 900, "cannot be parsed"),
+        ("f(" + "-" * 1500 + "1)", "is not part of the language"),
+        ("n_atoms" + "[0]" * 600, "is not part of the language"),
         ("content_hash == 'a'", "no column 'content_hash'"),
     ],
 )

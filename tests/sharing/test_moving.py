@@ -685,3 +685,12 @@ def test_a_store_is_published_without_its_structures_and_completed(
     assert files_of(whole) == files_of(finished)
     with pytest.raises(ConfigError, match="with its structures, or all of them without"):
         publish_store(finished, tmp_path / "part.zarr", fields=["node"], without_structures=True)
+
+
+def test_a_teacher_that_is_not_finished_stays_behind_and_is_said(
+    copied: Path, sample: Sample, tmp_path: Path
+) -> None:
+    write_all(add_teacher(copied, "second", teacher_entry(), TEACHER), sample, [0])
+    (note,) = publish_store(copied, tmp_path / "target.zarr").notes
+    assert note.startswith("teachers/second is unfinished and stays behind")
+    assert list(open_store(tmp_path / "target.zarr").teachers) == ["painn"]

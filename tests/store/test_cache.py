@@ -101,6 +101,19 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     assert not cache.add("0" * 64, 26, lambda: [b"x" * 26], "it")
 
 
+def test_what_is_no_copy_neither_goes_nor_counts(tmp_path: Path) -> None:
+    content = b"x" * 10
+    digest = hashlib.sha256(content).hexdigest()
+    others = [tmp_path / "v1" / "energies.npz", tmp_path / digest[:2] / "notes.txt"]
+    others.append(tmp_path / "v1" / digest)  # not where copies stand
+    for file in others:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"y" * 100)
+        os.utime(file, (0, 0))
+    assert StoreCache(tmp_path, 15).add(digest, 10, lambda: [content], "it")
+    assert all(file.exists() for file in others)
+
+
 @pytest.mark.parametrize("n_bytes", [1, 3000])
 def test_a_cache_too_small_is_no_obstacle_and_no_larger(
     url: str, finished: Path, tmp_path: Path, n_bytes: int
@@ -145,6 +158,6 @@ def test_the_environment_names_a_cache(
 
 def test_sizes_are_parsed() -> None:
     assert [parse_size(text) for text in ("20GB", "1.5 kB", "7B")] == [20 * 10**9, 1500, 7]
-    for text in ("", "GB", "-1GB", "0GB", "5"):
+    for text in ("", "GB", "-1GB", "0GB", "0.5B", "5", "9" * 400 + "GB"):
         with pytest.raises(ConfigError):
             parse_size(text)

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdcache.cluster import Here
 from kdcache.errors import StoreError
 from kdcache.store import describe_store, open_store, verify_store
 from kdcache.store import remote as remote_module
+from kdcache.store.combining import plan_subset
 from kdcache.store.create import add_teacher
 from kdcache.store.files import LocalFiles, Range
 from kdcache.store.location import StoreUrl, store_location
 from kdcache.store.remote import RemoteFiles
+from kdcache.store.rewrite import write_rewrite
 from tests.store.sample import TEACHER, teacher_entry
 from tests.store.serving import FileServer, all_fields, assert_same, copies, flip
 
@@ -265,3 +268,11 @@ def test_what_an_address_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_written_to_a_server(url: str) -> None:
     with pytest.raises(StoreError, match="a teacher is written to a disk"):
         add_teacher(url, "painn", teacher_entry(), TEACHER)
+
+
+def test_a_file_without_end_is_not_copied(url: str, copied: Path, tmp_path: Path) -> None:
+    store = open_store(url)
+    rewrite = plan_subset(store, np.arange(len(store)), "all", Here(), fields=["node"])
+    os.truncate(copied / "teachers/painn/node/c/0/0", 2**25)
+    with pytest.raises(StoreError, match=r"node/c/0/0 has \d+ bytes, at most \d+ are expected"):
+        write_rewrite(tmp_path / "new.zarr", rewrite, Here())
