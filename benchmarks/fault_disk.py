@@ -38,19 +38,21 @@ def calls(folder: Path, scale: float) -> Iterator[Row]:
     full = Row("disk full from the n-th write, new file or folder on (ENOSPC)")
     broken = Row("the n-th sync or rename fails (EIO)")
     step = max(1, round(1 / scale))
-    for n, (kind, path) in list(enumerate(disk.calls, 1))[::step]:
+    for n in range(1, len(disk.calls) + 1, step):
         shutil.rmtree(store)
-        row, expected = (full, errno.ENOSPC) if kind in NEEDS_ROOM else (broken, errno.EIO)
         raised = None
-        with failing(Disk(store, n)):
+        with failing(Disk(store, n)) as failed:
             try:
                 write_store(data, store)
             except OSError as error:
                 raised = error.errno
+        kind, path = failed.calls[n - 1]
+        row = full if kind in NEEDS_ROOM else broken
         unharmed = problems_of(store) == []
         with failing(Disk(store)):
             same = write_store(data, store).manifest.root_digest == whole
-        survived = raised == expected and unharmed and same and verify_store(store).problems == []
+        survived = raised == failed.expected and unharmed and same
+        survived = survived and verify_store(store).problems == []
         row.count(survived, f"call {n}, {kind} {path}")
     full.note = f"every {kind_of(step)}call of import and teacher; then with room: same digests"
     broken.note = "likewise"

@@ -17,7 +17,7 @@ from numcodecs import blosc
 
 from kdcache.errors import StoreError, printable
 from kdcache.fields import FieldSpec
-from kdcache.store.halves import convert, tiles
+from kdcache.store.halves import convert
 
 Array = npt.NDArray[Any]
 
@@ -29,6 +29,9 @@ INT8_MAX = 127
 BLOSC_LEVEL = 5
 # What one call of blosc can take; a chunk of a field must stay below it.
 MAX_CHUNK_BYTES = 2**31 - 2**16
+# Values that are rounded at a time: small enough for the cache, of which each is read four times,
+# large enough that the interpreter hardly counts (a third less time than with 2**15).
+PIECE_VALUES = 2**19
 
 HEADER_SIZES = struct.Struct("<4xI4xI")  # of a Blosc frame: decoded bytes, bytes of the frame
 
@@ -160,17 +163,25 @@ def guard(
 
 
 def to_half(values: Array, error: EncodingError) -> Array:
-    """float16 of guarded values, [n_rows, ...], rounded to nearest even."""
+    """float16 of guarded values, [n_rows, ...] contiguous, rounded to nearest even."""
     stored = np.empty(values.shape, "<f2")
-    if stored.size:
-        rows, halves = values.reshape(len(values), -1), stored.reshape(len(values), -1)
-        found = tiles(*rows.shape)
-        # Once for all tiles: fresh memory of this size is handed out page by page.
-        room = np.empty(rows[found[0]].shape, np.float32)
-        for tile in found:
-            convert(rows[tile], halves[tile])
-            _sum_error(rows[tile], halves[tile], error, room)
+    convert(values, stored)
+    _sum_error(values, stored, error)
     return stored
+
+
+def pieces(n_rows: int, row_size: int) -> list[slice]:
+    """Runs of rows of at most `PIECE_VALUES` values, one at least; a longer row stands alone.
+
+    Example:
+        >>> pieces(5, PIECE_VALUES // 2)
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+        >>> pieces(0, 3)
+        [slice(0, 0, None)]
+    """
+    step = max(1, PIECE_VALUES // max(1, row_size))
+    firsts = range(0, max(1, n_rows), step)
+    return [slice(first, min(first + step, n_rows)) for first in firsts]
 
 
 def to_compact(values: Array, n_channels: int, error: EncodingError) -> tuple[Array, Array]:
@@ -231,15 +242,12 @@ def decompress(frame: Array, out: Array) -> bool:
     return True
 
 
-def _sum_error(
-    values: Array, decoded: Array, error: EncodingError, room: Array | None = None
-) -> None:
-    """Add the squares of `values` and of what `decoded` lacks; `room` is float32 to work in."""
+def _sum_error(values: Array, decoded: Array, error: EncodingError) -> None:
+    """Add the squares of `values` and of what `decoded` lacks."""
     if values.size == 0:
         return
     if values.dtype.itemsize <= 4:
-        room = np.empty(values.shape, np.float32) if room is None else room[: len(values)]
-        sums = _square_sums(values, decoded, room)
+        sums = _square_sums(values, decoded, np.empty(values.shape, np.float32))
         if np.isfinite(sums).all():
             error.square_error += sums[0]
             error.square_value += sums[1]

@@ -7,9 +7,11 @@ Invariant: the files of an attempt that failed are gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +29,7 @@ from kdcache.store.codecs import (
     UnstorableValue,
     channels,
     guard,
+    pieces,
     stored_dtype,
     to_compact,
     to_half,
@@ -35,11 +38,23 @@ from kdcache.store.contents import shard_file
 from kdcache.store.edges import check_edges
 from kdcache.store.layout import BlockPlan
 from kdcache.store.metadata import SCALE_SUFFIX, Json
-from kdcache.store.shards import new_attempt, partial_path, write_shard_file
+from kdcache.store.shards import Written, new_attempt, partial_path, write_shard_file
 from kdcache.store.work import ShardRecord
 
 Array = npt.NDArray[Any]
 NOTHING: Mapping[int, str] = MappingProxyType({})
+# Each with a thread that encodes and one that digests and writes. What they hold is bounded: of
+# each field PARTS_AHEAD + 2 parts, of 1 MB for codec half, of a block for the others.
+FIELDS_AT_ONCE = 4
+
+
+@dataclass(slots=True)
+class _WrittenField:
+    """What writing a field of one shard found out: its files, and the scales of its blocks."""
+
+    error: EncodingError = field(default_factory=EncodingError)
+    files: dict[str, Written] = field(default_factory=dict)
+    scales: list[Array] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -95,15 +110,28 @@ class ShardWriter:
         check_arrays(self.fields, self.plan, shard, arrays)
         if self.stored != self.fields:
             arrays = self._with_counts(shard, arrays)
-        record = ShardRecord(attempt=new_attempt(), sha256={}, size={}, errors={})
-        record.failures.update(failures)
+        attempt = new_attempt()
+
+        def write_field(spec: FieldSpec) -> _WrittenField:
+            return self._write_field(spec, shard, arrays[spec.name], attempt, failures)
+
         try:
-            for spec in self.stored:
-                self._write_field(spec, shard, arrays[spec.name], record)
+            with ThreadPoolExecutor(FIELDS_AT_ONCE, thread_name_prefix="kdcache-encode") as pool:
+                written = list(pool.map(write_field, self.stored))
         except BaseException:
-            self.discard(shard, record.attempt)
+            self.discard(shard, attempt)
             raise
-        return record
+        files = {name: file for found in written for name, file in found.files.items()}
+        return ShardRecord(
+            attempt=attempt,
+            sha256={name: file.sha256 for name, file in files.items()},
+            size={name: file.size for name, file in files.items()},
+            errors={
+                spec.name: astuple(found.error)
+                for spec, found in zip(self.stored, written, strict=True)
+            },
+            failures=dict(failures),
+        )
 
     def discard(self, shard: int, attempt: str) -> None:
         """Remove what an attempt at a shard wrote, if it is still there."""
@@ -112,18 +140,22 @@ class ShardWriter:
             with suppress(OSError):
                 partial_path(file, attempt).unlink()
 
-    def _write_field(self, spec: FieldSpec, shard: int, values: Array, record: ShardRecord) -> None:
-        error = EncodingError()
-        absent = self._absent(spec, shard, record.failures)
-        blocks = self._encoded(spec, shard, np.ascontiguousarray(values), absent, error)
+    def _write_field(
+        self,
+        spec: FieldSpec,
+        shard: int,
+        values: Array,
+        attempt: str,
+        failures: Mapping[int, str],
+    ) -> _WrittenField:
+        absent = self._absent(spec, shard, failures)
+        written = _WrittenField()
+        blocks = self._blocks(spec, shard, np.ascontiguousarray(values), absent, written)
+        self._write_array(spec, spec.name, shard, blocks, attempt, written)
         if spec.codec == "compact":
-            pairs = list(blocks)
-            self._write_array(spec, spec.name, shard, (pair[0] for pair in pairs), record)
-            scales = (pair[1][None] for pair in pairs)
-            self._write_array(spec, spec.name + SCALE_SUFFIX, shard, scales, record)
-        else:
-            self._write_array(spec, spec.name, shard, (pair[0] for pair in blocks), record)
-        record.errors[spec.name] = astuple(error)
+            scales = ([scale[None]] for scale in written.scales)
+            self._write_array(spec, spec.name + SCALE_SUFFIX, shard, scales, attempt, written)
+        return written
 
     def _with_counts(self, shard: int, arrays: Mapping[str, Array]) -> dict[str, Array]:
         rows = self.plan.shard_structures(shard)
@@ -146,63 +178,80 @@ class ShardWriter:
         failed = np.isin(np.arange(structures.start, structures.stop), list(failures))
         return np.repeat(failed, self.plan.counts(spec.level)[structures])
 
-    def _encoded(
+    def _blocks(
         self,
         spec: FieldSpec,
         shard: int,
         values: Array,
         absent: npt.NDArray[np.bool_] | None,
-        error: EncodingError,
-    ) -> Iterator[tuple[Array, Array]]:
-        """Stored values and scales (empty but for compact) of each block of a shard."""
+        written: _WrittenField,
+    ) -> Iterator[Iterator[Array]]:
+        """Stored values of each block of a shard, encoded as they are asked for."""
         end = 0
         for used in self.plan.used(spec.level)[self.plan.shard_blocks(shard)]:
             start, end = end, end + int(used)
-            block = values[start:end]
-            if absent is None or not absent[start:end].any():
-                yield self._encoded_block(spec, shard, start, block, error)
-                continue
-            block = np.where(_by_row(absent[start:end], block), 0, block).astype(block.dtype)
-            stored, scale = self._encoded_block(spec, shard, start, block, error)
-            if stored.dtype.kind == "f":
-                stored[absent[start:end]] = np.nan
-            yield stored, scale
+            yield self._parts(spec, shard, slice(start, end), values, absent, written)
 
-    def _encoded_block(
-        self, spec: FieldSpec, shard: int, start: int, block: Array, error: EncodingError
-    ) -> tuple[Array, Array]:
+    def _parts(
+        self,
+        spec: FieldSpec,
+        shard: int,
+        rows: slice,
+        values: Array,
+        absent: npt.NDArray[np.bool_] | None,
+        written: _WrittenField,
+    ) -> Iterator[Array]:
+        """Stored values of one block; of codec half in pieces, as each value stands alone."""
+        n_rows = rows.stop - rows.start
+        cuts = pieces(n_rows, math.prod(spec.shape)) if spec.codec == "half" else [slice(0, n_rows)]
+        for cut in cuts:
+            start, stop = rows.start + cut.start, rows.start + cut.stop
+            part = values[start:stop]
+            if absent is None or not absent[start:stop].any():
+                yield self._encoded(spec, shard, start, part, written)
+                continue
+            part = np.where(_by_row(absent[start:stop], part), 0, part).astype(part.dtype)
+            stored = self._encoded(spec, shard, start, part, written)
+            if stored.dtype.kind == "f":
+                stored[absent[start:stop]] = np.nan
+            yield stored
+
+    def _encoded(
+        self, spec: FieldSpec, shard: int, start: int, part: Array, written: _WrittenField
+    ) -> Array:
+        error = written.error
         if self.is_teacher and spec.dtype in FLOATS:
             try:
-                block = guard(block, spec.codec, self.on_overflow, self.on_nonfinite, error)
+                part = guard(part, spec.codec, self.on_overflow, self.on_nonfinite, error)
             except UnstorableValue as unstorable:
                 raise self._refused(spec, shard, start, unstorable) from None
-        none = np.empty(0, np.float32)
         if spec.codec == "half":
-            return to_half(block, error), none
+            return to_half(part, error)
         if spec.codec == "compact":
-            return to_compact(block, channels(spec), error)
-        return block.astype(stored_dtype(spec), copy=False), none
+            stored, scale = to_compact(part, channels(spec), error)
+            written.scales.append(scale)
+            return stored
+        return part.astype(stored_dtype(spec), copy=False)
 
     def _write_array(
         self,
         spec: FieldSpec,
         name: str,
         shard: int,
-        blocks: Iterator[Array],
-        record: ShardRecord,
+        blocks: Iterable[Iterable[Array]],
+        attempt: str,
+        written: _WrittenField,
     ) -> None:
         relative = shard_file(f"{self.group}/{name}", shard, self.documents[name])
         capacity = 1 if name != spec.name else self.plan.capacity(spec.level)
-        written = write_shard_file(
+        written.files[relative] = write_shard_file(
             self.path / relative,
-            record.attempt,
+            attempt,
             blocks,
             capacity,
             self.plan.blocks_per_shard,
             spec.codec == "exact",
         )
-        record.sha256[relative] = written.sha256
-        record.size[relative] = written.size
 
     def _refused(
         self, spec: FieldSpec, shard: int, start: int, unstorable: UnstorableValue

@@ -8,9 +8,11 @@ attempts at one shard never write to the same file.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ Bytes = npt.NDArray[np.uint8]
 CRC_BYTES = 4
 MISSING = 2**64 - 1
 PARTIAL_SUFFIX = ".partial"
+# Parts of a file that wait for the disk while further ones are encoded.
+PARTS_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +71,21 @@ def partial_path(path: Path, attempt: str) -> Path:
 def write_shard_file(
     path: Path,
     attempt: str,
-    blocks: Iterable[Array],
+    blocks: Iterable[Iterable[Array]],
     capacity: int,
     blocks_per_shard: int,
     compressed: bool,
 ) -> Written:
-    """Encode blocks one after another and write them to disk, under the name of an attempt.
+    """Write blocks one after another to disk, under the name of an attempt.
+
+    Asked for parts here; what came before is digested and written by a thread of its own, with at
+    most `PARTS_AHEAD` parts between them.
 
     Args:
         path: of the shard; its folder is made.
         attempt: whose file it is until `publish_file`.
-        blocks: [used rows, ...] contiguous, in the stored dtype; padded here with zeros.
+        blocks: each in parts of at least one, [some rows, ...] contiguous, in the stored dtype;
+            padded here with zeros.
         capacity: rows of a whole block.
         blocks_per_shard: entries of the index; those past the last block count as missing.
         compressed: Blosc before the checksum, else raw bytes.
@@ -88,24 +96,22 @@ def write_shard_file(
     with (
         naming(str(path)),
         open(partial_path(path, attempt), "wb", buffering=0) as file,
-        _Digest() as digest,
+        _Behind(file.fileno()) as behind,
     ):
         for i, block in enumerate(blocks):
-            parts = _chunk(block, capacity, compressed)
-            crc = 0
-            for part in parts:
+            crc = size = 0
+            for part in _chunk(block, capacity, compressed):
                 crc = checksum(part, crc)
-            parts.append(np.frombuffer(crc.to_bytes(CRC_BYTES, "little"), np.uint8))
-            size = sum(part.nbytes for part in parts)
-            index[i] = offset, size
-            offset += size
-            _write(file.fileno(), parts, digest)
-        end = index.tobytes()
-        end += crc32c(end).to_bytes(CRC_BYTES, "little")
-        _write(file.fileno(), [np.frombuffer(end, np.uint8)], digest)
-        os.fsync(file.fileno())
-        sha256 = digest.hex()
-    return Written(sha256, offset + len(end))
+                size += part.nbytes
+                behind.write(part)
+            behind.write(_number(crc))
+            index[i] = offset, size + CRC_BYTES
+            offset += size + CRC_BYTES
+        end = as_bytes(index)
+        behind.write(end)
+        behind.write(_number(checksum(end)))
+        sha256 = behind.finish()
+    return Written(sha256, offset + index_size(blocks_per_shard))
 
 
 def publish_file(path: Path, attempt: str) -> None:
@@ -235,50 +241,61 @@ def read_into(descriptor: int, where: str, buffers: Sequence[Bytes], offset: int
             pending[0] = pending[0][done:]
 
 
-def _chunk(block: Array, capacity: int, compressed: bool) -> list[Bytes]:
-    padding = capacity - len(block)
-    if not compressed:
-        row_bytes = block.dtype.itemsize * int(np.prod(block.shape[1:], dtype=np.int64))
-        return [as_bytes(block), np.zeros(padding * row_bytes, np.uint8)]
-    if padding:
-        whole = np.zeros((capacity, *block.shape[1:]), block.dtype)
-        whole[: len(block)] = block
-        block = whole
-    return [np.frombuffer(compress(block), np.uint8)]
+def _chunk(block: Iterable[Array], capacity: int, compressed: bool) -> Iterator[Bytes]:
+    """The bytes of a block, padded, without their checksum."""
+    if compressed:
+        yield np.frombuffer(compress(_padded(list(block), capacity)), np.uint8)
+        return
+    n_rows = row_bytes = 0
+    for part in block:
+        n_rows += len(part)
+        row_bytes = part.dtype.itemsize * math.prod(part.shape[1:])
+        yield as_bytes(part)
+    yield np.zeros((capacity - n_rows) * row_bytes, np.uint8)
 
 
-def _write(descriptor: int, parts: list[Bytes], digest: _Digest) -> None:
-    digest.update(parts)
-    for part in parts:
-        view = part.data
-        while view:
-            view = view[os.write(descriptor, view) :]
+def _padded(parts: list[Array], capacity: int) -> Array:
+    if len(parts) == 1 and len(parts[0]) == capacity:
+        return parts[0]
+    whole = np.zeros((capacity, *parts[0].shape[1:]), parts[0].dtype)
+    np.concatenate(parts, out=whole[: sum(len(part) for part in parts)])
+    return whole
 
 
-class _Digest:
-    """SHA-256 on a thread of its own, as slow as all the rest of writing; one block waits."""
+def _number(crc: int) -> Bytes:
+    return np.frombuffer(crc.to_bytes(CRC_BYTES, "little"), np.uint8)
 
-    def __init__(self) -> None:
+
+class _Behind:
+    """Digests and writes a file on a thread of its own, part after part."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
         self._sha256 = hashlib.sha256()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="kdcache-hash")
-        self._waiting: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="kdcache-write")
+        self._waiting: deque[Future[None]] = deque()
 
-    def __enter__(self) -> _Digest:
+    def __enter__(self) -> _Behind:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)
 
-    def update(self, parts: list[Bytes]) -> None:
-        if self._waiting is not None:
-            self._waiting.result()
-        self._waiting = self._pool.submit(self._add, parts)
+    def write(self, part: Bytes) -> None:
+        """Hand over a part; raises what went wrong with an earlier one."""
+        if len(self._waiting) == PARTS_AHEAD:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._write, part))
 
-    def hex(self) -> str:
-        if self._waiting is not None:
-            self._waiting.result()
+    def finish(self) -> str:
+        """SHA-256 in hex, when everything is on disk."""
+        self._waiting.append(self._pool.submit(os.fsync, self._descriptor))
+        for task in self._waiting:
+            task.result()
         return self._sha256.hexdigest()
 
-    def _add(self, parts: list[Bytes]) -> None:
-        for part in parts:
-            self._sha256.update(part.data)
+    def _write(self, part: Bytes) -> None:
+        self._sha256.update(part.data)
+        view = part.data
+        while view:
+            view = view[os.write(self._descriptor, view) :]

@@ -32,7 +32,7 @@ def damaged(
     write_shard_file(
         file,
         "attempt",
-        [np.ascontiguousarray(change(values), values.dtype) for values in blocks],
+        [[np.ascontiguousarray(change(values), values.dtype)] for values in blocks],
         plan.capacity(spec.level),
         plan.blocks_per_shard,
         spec.codec == "exact",

@@ -10,6 +10,7 @@ import builtins
 import errno
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class Disk:
         fails_at: 0 for a disk that works.
         number: errno; None chooses a full disk for what needs room and a broken one for the rest.
         lasting: every later call that needs room fails as well, as on a disk that is full.
-        calls: kind and path of every call so far.
+        calls: kind and path of every call so far; those of several threads in any order.
     """
 
     folder: Path
@@ -37,11 +38,13 @@ class Disk:
     number: int | None = None
     lasting: bool = True
     calls: list[tuple[str, str]] = field(default_factory=list)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def call(self, kind: str, path: str) -> bool:
         """Count a call; whether it is the one that fails first."""
-        self.calls.append((kind, path))
-        return len(self.calls) == self.fails_at
+        with self._counting:
+            self.calls.append((kind, path))
+            return len(self.calls) == self.fails_at
 
     def fails_still(self, kind: str) -> bool:
         """The disk has failed, and what is asked for now fails too."""
@@ -50,8 +53,12 @@ class Disk:
 
     def error(self, path: str | None = None) -> OSError:
         """As the system gives it: with a path only from what was given one."""
-        number = self.number or (errno.ENOSPC if self._needs_room else errno.EIO)
-        return OSError(number, os.strerror(number), path)
+        return OSError(self.expected, os.strerror(self.expected), path)
+
+    @property
+    def expected(self) -> int:
+        """The errno that the first failure has."""
+        return self.number or (errno.ENOSPC if self._needs_room else errno.EIO)
 
     @property
     def _needs_room(self) -> bool:

@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from kdcache.errors import StoreError
 from kdcache.fields import FieldSpec
 from kdcache.store.codecs import (
+    PIECE_VALUES,
     EncodingError,
     UnstorableValue,
     channels,
@@ -22,11 +23,12 @@ from kdcache.store.codecs import (
     decompress,
     from_compact,
     guard,
+    pieces,
     stored_dtype,
     to_compact,
     to_half,
 )
-from kdcache.store.halves import convert, tiles
+from kdcache.store.halves import TILE_VALUES, convert
 
 # The ends of float32 have a test of their own.
 FLOATS = st.floats(-60000, 60000, width=32).map(lambda x: x if abs(x) > 1e-20 else 0.0)
@@ -73,9 +75,19 @@ def test_float64_is_rounded_once() -> None:
     assert out[0] == np.float16(1 + 2**-10)
 
 
-def test_many_rows_are_encoded_in_tiles_as_a_whole() -> None:
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2000), st.integers(0, 2**20))
+def test_pieces_hold_every_row_once(n_rows: int, row_size: int) -> None:
+    cuts = pieces(n_rows, row_size)
+    assert [row for cut in cuts for row in range(cut.start, cut.stop)] == list(range(n_rows))
+    assert all((cut.stop - cut.start) * row_size <= max(PIECE_VALUES, row_size) for cut in cuts)
+    assert len(cuts) >= 1
+
+
+def test_many_rows_are_rounded_in_tiles_as_a_whole() -> None:
     values = np.random.default_rng(0).standard_normal((300, 3, 128), dtype=np.float32)
-    assert len(tiles(300, 384)) > 2
+    assert values.size > 2 * TILE_VALUES
+    assert values.size % TILE_VALUES
     error = EncodingError()
     assert to_half(values, error).tobytes() == values.astype(np.float16).tobytes()
     wide = values.astype(np.float64)

@@ -379,6 +379,17 @@ def test_a_damaged_file_is_not_copied(
     assert not list(tmp_path.glob("new.zarr*"))
 
 
+def test_a_file_without_end_is_not_copied(part: Path, copied: Path, tmp_path: Path) -> None:
+    opened = open_store(part), open_store(copied)
+    for path in (part, copied):
+        os.truncate(path / NODE, 2**25)
+    with pytest.raises(StoreError, match=r"node/c/0/0 has \d+ bytes, at most \d+ are expected"):
+        join_store(opened[0], make_dataset(), tmp_path / "new.zarr")
+    with pytest.raises(StoreError, match=r"node/c/0/0 has \d+ bytes, at most \d+ are expected"):
+        write_without_structures(opened[1], tmp_path / "new.zarr")
+    assert not list(tmp_path.glob("new.zarr*"))
+
+
 def test_a_part_that_lists_other_files_is_refused(part: Path, tmp_path: Path) -> None:
     def edit(group: str, name: str, digest: str | None) -> Callable[[dict[str, Any]], None]:
         def change(document: dict[str, Any]) -> None:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
+import threading
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from kdcache.errors import StoreError
-from kdcache.store.shards import publish_file, read_chunk_bounds, write_file, write_shard_file
+from kdcache.store.shards import (
+    PARTS_AHEAD,
+    partial_path,
+    publish_file,
+    read_chunk_bounds,
+    write_file,
+    write_shard_file,
+)
 
 
 def test_a_raw_shard_is_chunks_and_an_index(tmp_path: Path) -> None:
-    blocks = [np.array([[1, 2], [3, 4]], "<f2"), np.array([[5, 6]], "<f2")]
+    blocks = [[np.array([[1, 2]], "<f2"), np.array([[3, 4]], "<f2")], [np.array([[5, 6]], "<f2")]]
     path = tmp_path / "c" / "0" / "0"
     written = write_shard_file(path, "first", blocks, 3, 4, compressed=False)
     # Another attempt at the same shard, which never ends.
@@ -36,6 +49,48 @@ def test_a_raw_shard_is_chunks_and_an_index(tmp_path: Path) -> None:
     assert sorted(file.name for file in path.parent.iterdir()) == ["0", "0.second.partial"]
     with pytest.raises(FileNotFoundError):
         publish_file(path, "first")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_parts_of_a_block_leave_no_trace(tmp_path: Path, compressed: bool) -> None:
+    rows = np.arange(21, dtype="<f4").reshape(7, 3)
+    whole = write_shard_file(tmp_path / "0", "whole", [[rows]], 9, 2, compressed)
+    cut = write_shard_file(
+        tmp_path / "0", "cut", [[rows[:1], rows[1:1], rows[1:]]], 9, 2, compressed
+    )
+    assert cut == whole
+
+
+def few_alive(n_parts: int, most: list[int]) -> Iterator[npt.NDArray[Any]]:
+    """Parts of a block, counting how many of those before are still held."""
+    seen: list[weakref.ref[npt.NDArray[Any]]] = []
+    for _ in range(n_parts):
+        most.append(sum(ref() is not None for ref in seen))
+        part = np.ones((1000, 100), "<f2")
+        seen.append(weakref.ref(part))
+        yield part
+        del part
+
+
+def test_few_parts_are_held_however_large_a_block_is(tmp_path: Path) -> None:
+    held: list[int] = []
+    write_shard_file(tmp_path / "0", "attempt", [few_alive(50, held)], 50_000, 1, False)
+    assert len(held) == 50
+    # One more: the thread that writes may not have let go of a part it has just finished.
+    assert max(held) <= PARTS_AHEAD + 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_that_fills_is_reported_by_whoever_writes(tmp_path: Path) -> None:
+    path = tmp_path / "0"
+    partial_path(path, "attempt").symlink_to("/dev/full")
+    held: list[int] = []
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_shard_file(path, "attempt", [few_alive(50, held)], 50_000, 1, False)
+    assert raised.value.errno == errno.ENOSPC
+    assert str(path) in str(raised.value)
+    assert len(held) < 50  # nothing further is encoded
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("kdcache-write")]
 
 
 def test_the_checksum_is_castagnolis() -> None:

@@ -79,7 +79,7 @@ def rewrite(path: Path, sample: Sample, field: str, shard: int, row: int, value:
     write_shard_file(
         file,
         "attempt",
-        values,
+        [[block] for block in values],
         store.plan.capacity(spec.level),
         store.plan.blocks_per_shard,
         spec.codec == "exact",
@@ -198,7 +198,7 @@ def test_a_flag_that_is_neither_0_nor_1_is_found(copied: Path, sample: Sample) -
     values[1][-1] = 2
     file = copied / "teachers" / "painn" / "flag" / "c" / "1"
     capacity, per_shard = store.plan.atom_capacity, store.plan.blocks_per_shard
-    write_shard_file(file, "attempt", values, capacity, per_shard, True)
+    write_shard_file(file, "attempt", [[v] for v in values], capacity, per_shard, True)
     publish_file(file, "attempt")
     reseal(copied)
     (problem,) = verify_store(copied).problems

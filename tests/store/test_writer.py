@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from kdcache.errors import ShapeError, StoreError, TeacherError
 from kdcache.fields import ENERGY, FORCES, FieldSpec
 from kdcache.store import add_teacher, create_store, open_store, plan_blocks, verify_store
+from kdcache.store.codecs import PIECE_VALUES
+from kdcache.store.shards import PARTIAL_SUFFIX
 from kdcache.store.work import WORK
 from tests.store.sample import (
     STRUCTURES,
@@ -23,6 +26,7 @@ from tests.store.sample import (
 
 NODE = FieldSpec("node", "atom", (5,), codec="half")
 EDGE = FieldSpec("message", "edge", (2,), codec="half")
+WIDE = FieldSpec("wide", "atom", (PIECE_VALUES // 4 + 1,), codec="half")  # three rows in a piece
 
 
 @pytest.mark.parametrize(
@@ -48,7 +52,7 @@ def test_small_and_full_stores_are_whole(tmp_path: Path, sizes: tuple[int, ...])
         (np.nan, "is nan.*--on-nonfinite zero"),
     ],
 )
-@pytest.mark.parametrize("spec", [NODE, EDGE], ids=lambda s: s.name)
+@pytest.mark.parametrize("spec", [NODE, EDGE, WIDE], ids=lambda s: s.name)
 def test_a_value_that_cannot_be_stored_is_named_by_structure_and_place(
     copied: Path, sample: Sample, spec: FieldSpec, value: float, message: str
 ) -> None:
@@ -66,6 +70,21 @@ def test_a_value_that_cannot_be_stored_is_named_by_structure_and_place(
         pytest.raises(TeacherError, match=pattern),
     ):
         writer.write_shard(shard, arrays)
+
+
+def test_of_several_fields_the_first_that_fails_is_named_and_nothing_is_left(
+    copied: Path, sample: Sample
+) -> None:
+    specs = [FieldSpec("pooled", "structure", (2,)), NODE, EDGE]
+    arrays = sample.shard(specs, 1)
+    for spec in (NODE, EDGE):
+        arrays[spec.name][-1] = np.inf
+    with add_teacher(copied, "second", teacher_entry(), specs) as writer:
+        with pytest.raises(TeacherError, match=": node at atom"):
+            writer.write_shard(1, arrays)
+        assert list(copied.rglob(f"*{PARTIAL_SUFFIX}")) == []
+        assert [t.name for t in threading.enumerate() if t.name.startswith("kdcache-")] == []
+        assert 1 in writer.pending_shards()
 
 
 def test_policies_store_replaced_values_and_count_them(copied: Path, sample: Sample) -> None:
