@@ -15,10 +15,11 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
 from kdcache.checkpoint import load_potential
+from kdcache.errors import DataError
 from kdcache.models.potential import Potential
 from kdcache.models.traced import TracedModel
 from kdcache.stream.window import collate
-from kdcache.structures import Structure
+from kdcache.structures import Structure, check_structure
 
 
 class PotentialCalculator(Calculator):
@@ -52,7 +53,12 @@ class PotentialCalculator(Calculator):
         properties: list[str] | None = None,
         system_changes: list[str] = all_changes,
     ) -> None:
-        """Compute all properties for `atoms` (eV, eV/Å); see ASE's Calculator."""
+        """Compute all properties for `atoms` (eV, eV/Å); see ASE's Calculator.
+
+        Raises:
+            DataError: no atoms, positions that are not finite, periodic axes without a cell, or an
+                element that the model does not know.
+        """
         super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
         current = self.atoms
         assert isinstance(current, Atoms)
@@ -64,6 +70,9 @@ class PotentialCalculator(Calculator):
             pbc=np.asarray(current.pbc, np.bool_),
             tags=self.tags,
         )
+        if not structure.n_atoms:
+            raise DataError("The Atoms object has no atoms: there is nothing to compute.")
+        check_structure(structure, "The Atoms object", unlabelled=True)
         parameter = next(self.potential.parameters())
         dtype = np.float64 if parameter.dtype == torch.float64 else np.float32
         potential = self.potential

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -76,6 +76,8 @@ def import_dataset(
     output: str | Path,
     options: ImportOptions | None = None,
     progress: Progress = silent,
+    *,
+    accept: Callable[[Structure], object] = lambda _: None,
 ) -> Store:
     """Read a dataset into a new store, or go on with an import that was killed.
 
@@ -84,6 +86,7 @@ def import_dataset(
         output: where the store is made.
         options: keys, units, order, splits, graph.
         progress: shows structures read and written.
+        accept: is given every structure as it is read, and raises where it must not be imported.
 
     Returns:
         The finished store, open.
@@ -115,7 +118,7 @@ def import_dataset(
             _refuse_other(output)
             try:
                 writer = SpoolWriter(directory)
-                spool = _fill(writer, dataset, identity, states, options, progress)
+                spool = _fill(writer, dataset, identity, states, options, progress, accept)
             except BaseException:
                 # Half a spool is worth nothing, and the next attempt may be of other files.
                 _discard(output, directory)
@@ -153,6 +156,7 @@ def _fill(
     states: States,
     options: ImportOptions,
     progress: Progress,
+    accept: Callable[[Structure], object],
 ) -> Spool:
     """Read everything once."""
     first: dict[str, int] = {}
@@ -166,10 +170,12 @@ def _fill(
                     f"{structure.structure_id!r}, and features are matched by id. Name another "
                     "key (--id-key), or none."
                 )
+            accept(structure)
             writer.append(structure, edges)
             advance(1)
         if not first:
-            raise DataError(f"{', '.join(dataset.names)} hold no structures. Name other files.")
+            hold = "holds" if len(dataset.names) == 1 else "hold"
+            raise DataError(f"{', '.join(dataset.names)} {hold} no structures. Name other files.")
         # Identity and structures are of the same files: they are the same still.
         dataset.check_unchanged(states)
         return writer.finish(identity, dataset.notes, dataset.keys.of_dataset())

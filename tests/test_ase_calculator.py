@@ -136,6 +136,23 @@ def test_what_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
         kdcache.calculator(tmp_path)
 
 
+def test_atoms_that_cannot_be_computed_are_refused_in_one_line() -> None:
+    calculator = PotentialCalculator(make_potential())
+    found = as_atoms(next(s for s in structures(12) if s.n_atoms > 1))
+    moved, bare = found.copy(), found.copy()
+    moved.positions[1, 2] = np.nan
+    bare.cell[:] = 0
+    bare.pbc = (True, True, False)
+    for atoms, message in (
+        (found[:0], "has no atoms"),
+        (moved, "positions holds NaN or infinity"),
+        (bare, "periodic along 2 axes but its cell does not span them"),
+    ):
+        atoms.calc = calculator
+        with pytest.raises(DataError, match=f"^The Atoms object.*{message}"):
+            atoms.get_potential_energy()
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("default")  # torch's compiler warns about itself
 def test_a_compiled_calculator_gives_the_same_along_a_trajectory(tmp_path: Path) -> None:

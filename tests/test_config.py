@@ -179,6 +179,19 @@ def test_files_that_are_no_configuration_are_refused(
         load_config(write(tmp_path, text))
 
 
+@pytest.mark.parametrize("text", ["[model]\nname = 1\n", "lr = 1\n", "a = 1\n[b]\n"])
+def test_of_another_format_it_is_said_that_configurations_are_yaml(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.toml.* Configurations are YAML: write it so"):
+        load_config(tmp_path / "c.toml")
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "c.yaml")
+    assert "Configurations are" not in str(caught.value)
+
+
 def test_missing_and_binary_files_are_refused_and_empty_ones_are_the_defaults(
     tmp_path: Path,
 ) -> None:

@@ -225,7 +225,7 @@ def test_nothing_is_overwritten(tmp_path: Path, data: Path) -> None:
 
 def test_no_structures_at_all(tmp_path: Path) -> None:
     (tmp_path / "a.extxyz").write_text("\n")
-    with pytest.raises(DataError, match=r"a.extxyz hold no structures"):
+    with pytest.raises(DataError, match=r"a.extxyz holds no structures"):
         import_dataset(tmp_path / "a.extxyz", tmp_path / "s.zarr")
 
 

@@ -13,6 +13,7 @@ from kdcache_cli.options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
     REPORT,
+    Positive,
     store_cache_options,
     store_or_address,
     teacher_options,
@@ -22,7 +23,7 @@ from kdcache_cli.options import (
 from kdcache_cli.progress import bars
 from kdcache_cli.tables import table
 
-POSITIVE = click.FloatRange(min=0.0, min_open=True)
+POSITIVE = Positive()
 # Of `teacher_options`, what only writing needs.
 WRITING = ("codec", "licence_teacher")
 

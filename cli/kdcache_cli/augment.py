@@ -12,6 +12,7 @@ from kdcache_cli.dumped import names, report_dump
 from kdcache_cli.options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
+    Positive,
     read_options,
     reading_options,
     refuse_runs,
@@ -20,7 +21,7 @@ from kdcache_cli.options import (
 )
 from kdcache_cli.progress import bars
 
-POSITIVE = click.FloatRange(min=0, min_open=True)
+POSITIVE = Positive()
 SHARE = click.FloatRange(min=0, max=1, min_open=True)
 
 

@@ -10,6 +10,7 @@ import click
 from kdcache.errors import ConfigError
 from kdcache_cli.options import (
     AT_LEAST_ONE,
+    check_writable,
     max_atoms_option,
     read_options,
     reading_options,
@@ -71,6 +72,7 @@ def compare_command(a: Path | str, b: Path | str, **values: Any) -> None:
     output = values["output"]
     if (output / "manifest.json").exists() or (output / "model.json").exists():
         raise ConfigError(f"{output} is a store or a run. Name another directory with -o.")
+    check_writable(output / "cka.csv")
     comparison = compare_layers(
         a,
         b,

@@ -83,6 +83,7 @@ LAYOUT = (
     metavar="K/N",
     help="One of N processes that share the dump into a store, counted from 0; of a Slurm array.",
 )
+@click.option("--remove-signature", is_flag=True, help="Of a signed store, whose content changes.")
 @click.option("--env-report", is_flag=True, help="Record the version of every installed package.")
 @cluster_options
 @reading_options
@@ -163,10 +164,25 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
     target: Path = output or into
 
     def make_store() -> None:
-        new = into is None
-        open_or_import(list(data), target, layout, name=options.name, new=new, progress=bars)
+        open_or_import(
+            list(data),
+            target,
+            layout,
+            name=options.name,
+            new=into is None,
+            check_elements=getattr(teacher, "check_elements", None),
+            progress=bars,
+        )
 
-    dump = partial(dump_teacher, target, teacher, options, source=source, cluster=cluster)
+    dump = partial(
+        dump_teacher,
+        target,
+        teacher,
+        options,
+        source=source,
+        cluster=cluster,
+        remove_signature=values["remove_signature"],
+    )
     if world is None:
         make_store()
         click.echo(report_dump(dump(part=part, progress=bars)))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +20,63 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 AT_LEAST_ONE = click.IntRange(min=1)
 NOT_NEGATIVE = click.IntRange(min=0)
-# A report that cannot be written should be refused before the hours that make it.
-REPORT = click.Path(path_type=Path, dir_okay=False, writable=True)
+
+
+class Positive(click.FloatRange):
+    """A number above 0; NaN is none, though it is below nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0.0, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is no number.", param, ctx)
+        return number
+
+
+class Report(click.Path):
+    """A file that is written in the end: what forbids it is said before the hours that make it."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False, writable=True)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Path:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not path.exists():
+            check_writable(path)
+        return path
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that cannot be written where it is to be; folders above it may be missing.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    folder = path.absolute().parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    try:
+        # Tried, since neither modes nor owners tell what a server or a mount forbids.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            f"{path} cannot be written: {folder}: {reason}. What is computed would be lost: name a "
+            f"file elsewhere."
+        ) from None
+
+
+REPORT = Report()
 
 READING: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--format", {"help": "Reader to use; without it, chosen by the file's suffix."}),

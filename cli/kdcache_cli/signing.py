@@ -46,11 +46,14 @@ def sign_command(store: Path, key: Path, output: Path | None) -> None:
     from kdcache.store import open_store
     from kdcache.store.location import local_path
     from kdcache.store.signature import SIGNATURE, read_private_key, sign_store
+    from kdcache.store.work import refuse_unfinished
 
     private = read_private_key(key)
     path = local_path(store, "a signature")
     target = path / SIGNATURE if output is None else local_path(output, "a signature")
-    signed = sign_store(open_store(path).manifest, private, target)
+    manifest = open_store(path).manifest
+    refuse_unfinished(path, "sign")
+    signed = sign_store(manifest, private, target)
     click.echo(f"{target}: {signed.root_digest[:12]}… signed by key {signed.key_fingerprint[:16]}…")
 
 

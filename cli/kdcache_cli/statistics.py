@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from kdcache.errors import ConfigError
 from kdcache_cli.options import (
     REPORT,
     cluster_of,
@@ -19,13 +20,14 @@ from kdcache_cli.progress import bars
 from kdcache_cli.tables import table
 
 SHOWN_CHANNELS = 8
+DRAWN = (".png", ".pdf", ".svg")
 
 
 @click.command("stats")
 @click.argument("store", type=store_or_address)
 @click.option("--channels", is_flag=True, help="Mean and std of every channel of features.")
 @click.option("--json", "report", type=REPORT, help="Write all numbers to this file.")
-@click.option("--plot", type=REPORT, help="Draw histograms into this PNG.")
+@click.option("--plot", type=REPORT, help="Draw histograms into this .png, .pdf or .svg.")
 @cluster_options
 @store_cache_options
 def stats_command(store: Path | str, report: Path | None, plot: Path | None, **values: Any) -> None:
@@ -38,6 +40,10 @@ def stats_command(store: Path | str, report: Path | None, plot: Path | None, **v
     from kdcache.store import open_store
     from kdcache.store.statistics import store_statistics
 
+    if plot is not None and plot.suffix.lower() not in DRAWN:
+        raise ConfigError(
+            f"--plot {plot}: histograms are drawn as {', '.join(DRAWN)}. Name such a file."
+        )
     opened = open_store(store)
     with open_cluster(cluster_of(values)) as cluster:
         found = store_statistics(opened, cluster, by_channel=values["channels"], progress=bars)

@@ -69,6 +69,8 @@ def verify_command(store: Path | str, data: tuple[str, ...], **values: Any) -> N
     seconds = max(time.perf_counter() - started, 1e-3)
     for problem in report.problems:
         click.secho(f"wrong: {problem}", err=True, fg="red")
+    for group in report.unfinished:
+        click.echo(f"unfinished, so not checked: {group}", err=bool(report.problems))
     if report.problems:
         click.echo(f"kdcache: {store}: {report.summary}", err=True)
         sys.exit(2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     \b
     torchrun --nproc-per-node 4 --no-python kdcache train-student features.zarr -o student …
     """
-    from kdcache.checkpoint import check_run_directory
+    from kdcache.checkpoint import check_run_directory, refuse_foreign_run
     from kdcache.config import StudentConfig, load_config
     from kdcache.distill.strategies import apply_strategy
     from kdcache.distributed import launched
@@ -85,6 +87,8 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
             )
     refuse_runs(data)
     check_run_directory(output)
+    named = (values["config_file"], values["graph_cache"], os.environ.get("KDCACHE_STORE_CACHE"))
+    refuse_foreign_run(output, beside=[Path(path) for path in named if path])
     # First, so that --set can say more of them.
     overlays = [{"store": path} for path in values["overlays"]]
     overrides = [f"data.overlays={json.dumps(overlays)}"] if overlays else []
@@ -94,21 +98,30 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     name = values["preset"]
     if name is None and values["config_file"] is None:
         name = "painn-small"
+
+    def configured(store: Path | str | None) -> StudentConfig:
+        """What is trained from a store; None for one without a teacher, not made yet."""
+        n_structures = 1 if store is None else n_trained_on(open_store(store))
+        base = preset_layer(name, n_structures)
+        config: StudentConfig = load_config(values["config_file"], base=base, overrides=overrides)
+        if values["strategy"]:
+            config = apply_strategy(
+                config,
+                values["strategy"],
+                weights=weights,
+                teacher_name=values["teacher"],
+                **of_teacher(
+                    store, name or config.model.name, values["teacher"], values["published"]
+                ),
+            )
+        return apply_strategy(config, "control") if values["control"] else config
+
     # Before files are read: a misspelt setting should not wait for them.
     load_config(values["config_file"], base=preset_layer(name, 1), overrides=overrides)
-    store = as_store(list(data), output / "data.zarr", read)
-    base = preset_layer(name, n_trained_on(open_store(store)))
-    config: StudentConfig = load_config(values["config_file"], base=base, overrides=overrides)
-    if values["strategy"]:
-        config = apply_strategy(
-            config,
-            values["strategy"],
-            weights=weights,
-            teacher_name=values["teacher"],
-            **of_teacher(store, name or config.model.name, values["teacher"], values["published"]),
-        )
-    if values["control"]:
-        config = apply_strategy(config, "control")
+    store = as_store(
+        list(data), output / "data.zarr", read, lambda: refuse_terms(configured(None), data[0])
+    )
+    config = configured(store)
     if values["check_data"]:
         check_dataset(open_store(store), list(values["check_data"]), read, progress=bars)
     result = train_student(
@@ -136,7 +149,9 @@ def train_command(data: tuple[str, ...], output: Path, **values: Any) -> None:
     click.echo(line)
 
 
-def as_store(data: list[str], imported: Path, read: Any) -> Path | str:
+def as_store(
+    data: list[str], imported: Path, read: Any, before_import: Callable[[], None]
+) -> Path | str:
     """The store that DATA is, or one imported from its files beside the run."""
     from kdcache.distributed import launched
     from kdcache.ingest import ImportOptions, check_dataset, import_dataset
@@ -159,7 +174,23 @@ def as_store(data: list[str], imported: Path, read: Any) -> Path | str:
                 f"{imported.parent} was begun with other data. {error} Or name another directory."
             ) from error
         return imported
+    before_import()
     return import_dataset(data, imported, ImportOptions(read=read), progress=bars).path
+
+
+def refuse_terms(config: Any, data: str) -> None:
+    """Of files, nothing can be trained that needs a teacher.
+
+    Raises:
+        ConfigError: naming the first term.
+    """
+    for term in config.terms:
+        if not term.weight.is_zero:
+            raise ConfigError(
+                f"Term {term.name} needs a teacher, and what is imported from {data} has none. "
+                f"Dump one first (kdcache dump-teacher {data} --teacher RUN -o STORE), and train "
+                f"from STORE."
+            )
 
 
 def preset_layer(name: str | None, n_structures: int) -> dict[str, object] | None:
@@ -170,14 +201,14 @@ def preset_layer(name: str | None, n_structures: int) -> dict[str, object] | Non
 
 
 def of_teacher(
-    store: Path | str, student: str, teacher: str | None, published: str | None
+    store: Path | str | None, student: str, teacher: str | None, published: str | None
 ) -> dict[str, Any]:
     """What a strategy takes from a teacher in a store: the row of published weights, its fields."""
     from kdcache.distill.published import DEFAULT_PAIR, nearest_pair, parse_pair
     from kdcache.store import open_store
 
     pair = None if published is None else parse_pair(published)
-    teachers = open_store(store).teachers
+    teachers = {} if store is None else open_store(store).teachers
     name = teacher or next(iter(teachers), "")
     if name not in teachers:  # the terms say so when they are bound
         return {"pair": pair or DEFAULT_PAIR}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,11 @@ from kdcache.checkpoint.files import (
 from kdcache.config import parse_yaml
 from kdcache.errors import ConfigError, TrainingError
 from kdcache.store.shards import sync_directory
+
+# What a run that is killed before its first state leaves: imported files, neighbour lists.
+BEFORE_STATE = ("data.zarr", "graph")
+# What shells and queues write beside a run before it begins.
+LOGS = (".txt", ".log", ".out", ".err")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,33 @@ def check_run_directory(run: Path) -> None:
         raise TrainingError(f"{run} is a file, and a run is a directory. Name another path.")
     if any((run / name).exists() for name in ("manifest.json", "zarr.json", ".work")):
         raise TrainingError(f"{run} is a store, and a run is written beside it. Name another path.")
+
+
+def refuse_foreign_run(run: Path, *, beside: Iterable[Path] = ()) -> None:
+    """Refuse a directory that holds something, but no run.
+
+    Args:
+        run: its path; may be missing. Hidden files and logs in it do not count.
+        beside: what may lie in it as well, such as caches that were put there; itself, where such
+            files lie straight in it.
+
+    Raises:
+        TrainingError: naming the first file that is not a run's.
+    """
+    if not run.is_dir() or (run / MODEL_CARD).is_file() or (run / "state").is_dir():
+        return
+    known = [path.resolve() for path in (*(run / name for name in BEFORE_STATE), *beside)]
+    if run.resolve() in known:
+        return
+    for path in sorted(run.iterdir()):
+        if path.name.startswith(".") or path.suffix in LOGS:
+            continue
+        if any(k.is_relative_to(path.resolve()) for k in known):
+            continue
+        raise TrainingError(
+            f"{run} holds {path.name} and no run. A run would be mixed with what is there: name "
+            f"another path, or an empty directory."
+        )
 
 
 def state_directory(run: Path, step: int) -> Path:

@@ -27,6 +27,8 @@ ConfigType = TypeVar("ConfigType", bound=BaseModel)
 MAX_CHARACTERS = 2**17
 MAX_VALUES = 100_000
 MAX_DEPTH = 50
+# What YAML is called; JSON is YAML, too.
+SUFFIXES = (".yaml", ".yml", ".json")
 
 # Sections whose other keys belong to one name: another name makes them start afresh.
 _NAMED_SECTIONS = ("model", "schedule")
@@ -76,11 +78,19 @@ def read_yaml(path: str | Path) -> dict[str, object]:
         raise ConfigError(f"{path} cannot be read: {_reason(error)}.") from error
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(f"{path} has more than {MAX_CHARACTERS:,} characters: no configuration.")
-    value = parse_yaml(text, str(path))
+    # Of a .toml, that a line of it is wrong would be half of the truth.
+    is_yaml = Path(path).suffix.lower() in SUFFIXES
+    hint = "" if is_yaml else " Configurations are YAML: write it so, and call it .yaml."
+    try:
+        value = parse_yaml(text, str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error}{hint}") from error
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{path} must hold keys and values at its top, as in `training: {{…}}`.")
+        raise ConfigError(
+            f"{path} must hold keys and values at its top, as in `training: {{…}}`.{hint}"
+        )
     return value
 
 

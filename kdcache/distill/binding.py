@@ -209,7 +209,11 @@ def _teacher_of(term: TermConfig, teachers: Collection[str]) -> str:
     if len(teachers) == 1:
         return next(iter(teachers))
     have = f"teachers {', '.join(sorted(teachers))}" if teachers else "no teacher"
-    way_out = "Say which as teacher_name." if teachers else "Dump one into it first."
+    way_out = (
+        "Say which: --teacher NAME, or teacher_name in the term."
+        if teachers
+        else "Dump one into it first."
+    )
     raise ConfigError(f"Term {term.name} names no teacher, and the store has {have}. {way_out}")
 
 

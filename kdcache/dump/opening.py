@@ -6,16 +6,20 @@ overwritten, and features never go beside structures of another dataset.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kdcache.errors import StoreError
+import torch
+from torch import Tensor
+
+from kdcache.errors import DataError, StoreError
 from kdcache.ingest import ImportOptions, check_dataset, import_dataset
 from kdcache.progress import Progress, silent
 from kdcache.store import open_store
 from kdcache.store.location import local_path
 from kdcache.store.manifest import MANIFEST
 from kdcache.store.work import WORK, unfinished_groups
+from kdcache.structures import Structure
 
 
 def open_or_import(
@@ -25,6 +29,7 @@ def open_or_import(
     *,
     name: str,
     new: bool,
+    check_elements: Callable[[Tensor], object] | None = None,
     progress: Progress = silent,
 ) -> Path:
     """The store a dump goes into: a new one of `data`, or an existing one checked against it.
@@ -36,10 +41,13 @@ def open_or_import(
         name: of the teacher about to be dumped.
         new: the caller wants a new store; one that an interrupted dump of the same data left is
             gone on with.
+        check_elements: refuses atomic numbers that the teacher does not know, before a new store
+            is made; None lets all pass.
 
     Raises:
         StoreError: a new store is wanted, and there is one with teachers already.
         IdentityError: the store was made from other data.
+        DataError: a structure of a new store has an element that the teacher does not know.
     """
     path = local_path(path, "a dump")
     # A spool beside a manifest: the import was killed while it cleaned up, and has that to do.
@@ -48,7 +56,8 @@ def open_or_import(
     if not finished:
         if not new:
             open_store(path)  # says what is missing
-        import_dataset(data, path, options, progress=progress)
+        accept = _nothing if check_elements is None else _elements_known_to(check_elements)
+        import_dataset(data, path, options, progress=progress, accept=accept)
         return path
     store = open_store(path)
     # Killed between its manifest and the last cleaning up, a dump is gone on with as well.
@@ -61,6 +70,31 @@ def open_or_import(
     if data and not _is_same(data, path):
         check_dataset(store, data, options.read, progress=progress)
     return path
+
+
+def _elements_known_to(
+    check_elements: Callable[[Tensor], object],
+) -> Callable[[Structure], None]:
+    """Refuses a structure with an element that the teacher does not know; asks once for each."""
+    known: set[int] = set()
+
+    def accept(structure: Structure) -> None:
+        numbers = set(structure.atomic_numbers.tolist())
+        if numbers <= known:
+            return
+        try:
+            check_elements(torch.tensor(sorted(numbers)))
+        except DataError as error:
+            raise DataError(
+                f"Structure {structure.structure_id!r} is none for this teacher: {error}"
+            ) from error
+        known.update(numbers)
+
+    return accept
+
+
+def _nothing(_: Structure) -> None:
+    return None
 
 
 def _is_same(data: Sequence[str], path: Path) -> bool:

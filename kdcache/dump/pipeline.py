@@ -34,6 +34,8 @@ from kdcache.store import GroupWriter, Store, TeacherEntry, add_teacher, open_st
 from kdcache.store.failures import Failures
 from kdcache.store.files import disk_size
 from kdcache.store.location import local_path
+from kdcache.store.manifest import read_manifest
+from kdcache.store.signature import SIGNATURE, refuse_signed
 from kdcache.stream.neighbors import count_edges
 from kdcache.teachers import Teacher
 
@@ -47,6 +49,7 @@ def dump_teacher(
     cluster: ClusterOptions = HERE,
     part: Part | None = None,
     wait_for_others: Callable[[], object] = lambda: None,
+    remove_signature: bool = False,
     progress: Progress = silent,
 ) -> DumpReport:
     """Compute the fields of every structure of a store and write them as one more teacher.
@@ -60,10 +63,11 @@ def dump_teacher(
         part: of several processes that share the dump, each of which calls this function; the last
             to end finishes the store.
         wait_for_others: called by a part when it finds nothing more to do, before it reports.
+        remove_signature: of a signed store, whose signature would be of another content.
         progress: shows structures and rate.
 
     Raises:
-        StoreError: the store already has a teacher of this name, or is unfinished.
+        StoreError: the store already has a teacher of this name, is unfinished, or is signed.
         IdentityError: the unfinished dump of this name is of another teacher or other fields.
         ConfigError: a field the teacher does not give, or a cluster and no source.
         TeacherError: a feature overflows float16 or is not finite, naming the structure; rows of
@@ -74,6 +78,8 @@ def dump_teacher(
     path = local_path(store_path, "a dump")
     specs = choose_fields(teacher.field_specs(), options.fields, options.codec)
     store = open_store(path)
+    if options.name not in store.teachers and not remove_signature:
+        refuse_signed(path, store.manifest.root_digest)
     entry = _entry(teacher, specs, options)
     if options.compute_threads is not None:
         torch.set_num_threads(options.compute_threads)
@@ -90,6 +96,10 @@ def dump_teacher(
         on_nonfinite=options.on_nonfinite,
         shared=part is not None,
     ) as writer:
+        # Not of a store that another part has finished, whose signature is of this content. First
+        # of all: a kill leaves a store that is not signed, not one signed wrongly.
+        if options.name not in read_manifest(path).teachers:
+            (path / SIGNATURE).unlink(missing_ok=True)
         pending = writer.pending_shards()
         total = _n_structures(store, pending)
         with progress(f"dump {options.name}", total, "structures") as advance:

@@ -61,6 +61,7 @@ aten = torch.ops.aten
 # In place or not: what the sum is added to is of no further use in the graphs of autograd.
 SUMS: Mapping[Any, Any] = {
     aten.index_add.default: torch.ops.kdcache.index_add.default,
+    aten.index_add_.default: torch.ops.kdcache.index_add.default,
     aten.scatter_add.default: torch.ops.kdcache.scatter_add.default,
     aten.scatter_add_.default: torch.ops.kdcache.scatter_add.default,
 }

@@ -176,7 +176,7 @@ class PaiNN(Model):
     def _edge_inputs(self, batch: Batch) -> list[EdgeInputs]:
         source, target = batch.edge_index.unbind(0)
         width = 3 * self.hyperparameters.hidden_channels
-        pieces = edge_pieces(width, source, target, edge_vectors(batch))
+        pieces = edge_pieces(width, batch.n_atoms, source, target, edge_vectors(batch))
         return [self._edge_piece(*piece) for piece in pieces]
 
     def _edge_piece(self, source: Tensor, target: Tensor, difference: Tensor) -> EdgeInputs:

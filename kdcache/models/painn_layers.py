@@ -87,15 +87,17 @@ class Message(nn.Module):
         axes = x.new_zeros(3, *x.shape) if vector is None else vector.transpose(0, 1)
         # Scaled on atoms, which are fewer than edges.
         scaled = None if vector is None else axes * (1.0 / math.sqrt(3.0 * self.hidden_channels))
+        sums, shifts = torch.zeros_like(x), torch.zeros_like(axes)
         for piece in edges:
             filtered = atoms.index_select(0, piece.source) * self._filters(piece)
             scalars, along, outward = filtered.split(self.hidden_channels, dim=-1)
             message = piece.direction * outward
             if scaled is not None:
                 message = message + scaled.index_select(1, piece.source) * along
-            x = x.index_add(0, piece.target, scalars.to(x.dtype))
-            axes = axes.index_add(1, piece.target, message.to(x.dtype))
-        return x * (1.0 / math.sqrt(2.0)), axes.transpose(0, 1)
+            sums.index_add_(0, piece.target, scalars.to(x.dtype))
+            shifts.index_add_(1, piece.target, message.to(x.dtype))
+        x = (x + sums) * (1.0 / math.sqrt(2.0))
+        return x, (axes + shifts).transpose(0, 1)
 
     def _filters(self, edges: EdgeInputs) -> Tensor:
         if edges.envelope is None:

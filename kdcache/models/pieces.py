@@ -16,11 +16,12 @@ from torch import Tensor
 PIECE_VALUES = 2**18
 
 
-def edge_pieces(width: int, *edges: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def edge_pieces(width: int, n_atoms: int, *edges: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors over edges, cut into pieces; in one piece on a GPU, and where a compiler looks on.
 
     Args:
         width: numbers an edge has in the widest tensor that will be made of a piece.
+        n_atoms: of the batch.
         edges: of [n_edges, …] each.
 
     Yields:
@@ -33,4 +34,7 @@ def edge_pieces(width: int, *edges: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield edges
     else:
         at_once = max(1, PIECE_VALUES * torch.get_num_threads() // width)
+        if torch.is_grad_enabled():
+            # Each piece has a gradient over all atoms, which may not take longer than the piece.
+            at_once = max(at_once, n_atoms)
         yield from zip(*(torch.split(tensor, at_once) for tensor in edges), strict=True)

@@ -102,7 +102,7 @@ class Convolution(CFConv):  # type: ignore[misc]  # torch-geometric is not typed
         total = edges[0].envelope.new_zeros(x.shape)
         for piece in edges:
             filters = self.nn(piece.expanded) * piece.envelope
-            total = total.index_add(0, piece.target, x.index_select(0, piece.source) * filters)
+            total.index_add_(0, piece.target, x.index_select(0, piece.source) * filters)
         out: Tensor = self.lin2(total)
         return out
 
@@ -203,7 +203,9 @@ class SchNet(Model):
 
     def _edge_inputs(self, batch: Batch) -> list[EdgeInputs]:
         source, target = batch.edge_index.unbind(0)
-        pieces = edge_pieces(self.hyperparameters.num_filters, source, target, edge_vectors(batch))
+        pieces = edge_pieces(
+            self.hyperparameters.num_filters, batch.n_atoms, source, target, edge_vectors(batch)
+        )
         return [self._edge_piece(*piece) for piece in pieces]
 
     def _edge_piece(self, source: Tensor, target: Tensor, difference: Tensor) -> EdgeInputs:

@@ -154,6 +154,8 @@ def _allowed() -> dict[tuple[str, str], object]:
             if name := refused_name(error):
                 raise ForbiddenGlobalError(name) from error
             raise ValueError("a tensor's storage is damaged") from error
+        except RuntimeError as error:  # torch would advise to load a TorchScript archive unsafely
+            raise ValueError("a tensor's storage is none") from error
         if not isinstance(loaded, torch.storage.TypedStorage):
             raise TypeError(f"a tensor's storage is {type(loaded).__name__}")
         flat = torch.empty(0, dtype=loaded.dtype).set_(loaded._untyped_storage)

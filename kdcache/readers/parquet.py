@@ -5,7 +5,8 @@ Reading is pyarrow's, in batches of rows. Invariant: one batch at a time is held
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from kdcache.store.parquet_pages import check_parquet
 from kdcache.structures import Structure
 
 ROWS_AT_ONCE = 256
+# The metadata of tables that `interchange.parquet` wrote.
+EXPORTED = b"kdcache"
+UNITS = {"energy": "eV", "forces": "eV/Å", "positions": "Å"}
 
 
 def read_parquet(path: Path, options: ReadOptions, keys: LabelKeys) -> Iterator[Structure]:
@@ -28,13 +32,12 @@ def read_parquet(path: Path, options: ReadOptions, keys: LabelKeys) -> Iterator[
 
     Columns: atomic_numbers (list), positions and forces (lists of three, or flat), energy, optional
     cell (3 x 3 or 9) and pbc; names as in `kdcache.readers.tables`. A null is no value. The energy
-    unit must be given.
+    unit must be given, unless `interchange.parquet` wrote the table: its columns say theirs.
 
     Raises:
         DataError: no Parquet file, or columns that do not fit each other.
         UnitError: no energy unit, or an unknown one.
     """
-    factors = options.stated_factors(path)
     try:
         with open(path, "rb") as opened:
             found = check_parquet(opened, columns=())
@@ -42,6 +45,7 @@ def read_parquet(path: Path, options: ReadOptions, keys: LabelKeys) -> Iterator[
         # Texts as dictionaries: a long one that every row repeats is held once.
         with pq.ParquetFile(path, read_dictionary=texts) as file:
             names = match_names(file.schema_arrow.names, path.name, options, keys, path)
+            factors = _with_units(file.schema_arrow, names, options).stated_factors(path)
             index = 0
             columns = list(dict.fromkeys(names.values()))
             with open(path, "rb") as opened:
@@ -62,6 +66,23 @@ def read_parquet(path: Path, options: ReadOptions, keys: LabelKeys) -> Iterator[
     # Damaged pages give texts that are not UTF-8 and lists that do not fit each other.
     except (OSError, pa.ArrowException, ValueError, KeyError, IndexError, TypeError) as error:
         raise unreadable(path, "Parquet", error) from error
+
+
+def _with_units(schema: pa.Schema, names: Mapping[str, str], options: ReadOptions) -> ReadOptions:
+    """What a table that we exported says of its own units, where the user names none.
+
+    Args:
+        schema: of the table.
+        names: columns by quantity.
+        options: as they were given.
+    """
+    if options.energy_unit is not None or EXPORTED not in (schema.metadata or {}):
+        return options
+    for quantity, unit in UNITS.items():
+        said = schema.field(names[quantity]).metadata if quantity in names else None
+        if quantity in names and (said or {}).get(b"unit") != unit.encode():
+            return options
+    return replace(options, energy_unit=UNITS["energy"])
 
 
 def _rows(column: Any) -> list[Any]:

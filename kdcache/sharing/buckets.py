@@ -54,18 +54,39 @@ class BucketTarget:
         self.location = location
         self._client = connect(location, RETRIES) if client is None else client
 
+    def found(self) -> Manifest | None:
+        """As `Target.found`."""
+        sizes = self._sizes()
+        if MARK in sizes:  # interrupted, and what it replaces was asked for
+            return None
+        if MANIFEST in sizes:
+            return read_manifest(RemoteFiles(self.location, self._client))
+        if sizes:
+            raise self._occupied(sizes)
+        return None
+
     @contextmanager
     def receive(self, shipment: Shipment, replace: bool) -> Iterator[BucketDelivery | None]:
         """As `Target.receive`; what is there is looked at object by object, without fetching it."""
+        sizes = self._sizes()
+        stale = self._replaced(shipment.manifest, sizes, replace)
+        delivery = BucketDelivery(self.location, self._client, shipment, sizes, stale)
+        delivery.begin()
+        yield delivery
+
+    def _sizes(self) -> dict[str, int]:
         with _refusals(str(self.location)):
             sizes = {
                 str(one["path"]): int(one["size"]) for page in self._client.list() for one in page
             }
         sizes.pop("", None)  # what web consoles make of "create folder"
-        stale = self._replaced(shipment.manifest, sizes, replace)
-        delivery = BucketDelivery(self.location, self._client, shipment, sizes, stale)
-        delivery.begin()
-        yield delivery
+        return sizes
+
+    def _occupied(self, sizes: Mapping[str, int]) -> StoreError:
+        return StoreError(
+            f"{self.location} holds {len(sizes)} objects (such as {min(sizes)}) and no store. "
+            f"Nothing is overwritten: name another folder."
+        )
 
     def _replaced(self, manifest: Manifest, sizes: Mapping[str, int], replace: bool) -> list[str]:
         """Objects of another store that are no part of this one.
@@ -80,10 +101,7 @@ class BucketTarget:
         elif begun:
             root, held = begun, set(stale)
         elif sizes:
-            raise StoreError(
-                f"{self.location} holds {len(sizes)} objects (such as {min(sizes)}) and no store. "
-                f"Nothing is overwritten: name another folder."
-            )
+            raise self._occupied(sizes)
         else:
             return []
         # A mark of this store says that what it replaces was asked for.

@@ -55,6 +55,10 @@ class DirectoryTarget:
         # "." has no name to add to.
         self.location = path.resolve() if is_link or not path.name else path
 
+    def found(self) -> Manifest | None:
+        """As `Target.found`."""
+        return _found(self.location)
+
     @contextmanager
     def receive(self, shipment: Shipment, replace: bool) -> Iterator[DirectoryDelivery | None]:
         """As `Target.receive`."""
@@ -192,19 +196,30 @@ def _fill(out: BinaryIO, parcel: Parcel, start: int, moved: Moved) -> None:
         raise
 
 
+def _found(path: Path) -> Manifest | None:
+    """The manifest of the finished store at a path; None where nothing is.
+
+    Raises:
+        StoreError: something else is there.
+    """
+    if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+        return None
+    if not path.is_dir() or not (path / MANIFEST).is_file():
+        raise StoreError(
+            f"{path} exists and is no finished store. Nothing is overwritten: name another path."
+        )
+    return read_manifest(path)
+
+
 def _is_there(path: Path, manifest: Manifest, replace: bool) -> bool:
     """Whether this very store is at its place, whole.
 
     Raises:
         StoreError: something else is, and does not give way; or this store is, and damaged.
     """
-    if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+    found = _found(path)
+    if found is None:
         return False
-    if not path.is_dir() or not (path / MANIFEST).is_file():
-        raise StoreError(
-            f"{path} exists and is no finished store. Nothing is overwritten: name another path."
-        )
-    found = read_manifest(path)
     if found.root_digest == manifest.root_digest:
         open_store(path)
         if (path / WORK / IDENTITY).is_file():  # a kill between taking the name and cleaning up

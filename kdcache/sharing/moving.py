@@ -78,7 +78,14 @@ def publish_rows(
     Raises:
         StoreError: as `publish_store`; or the temporary store cannot be written.
     """
-    target_of(target)  # refused before rows are read
+    # Refused before rows are read.
+    place = target_of(target)
+    found = place.found()
+    if found is not None and not replace and not selection.may_be(found):
+        raise StoreError(
+            f"{place.location} is another store ({found.root_digest[:12]}…). Nothing is "
+            f"overwritten: name another path, or ask for it (publish --replace)."
+        )
     if not scratch.is_dir():
         raise StoreError(
             f"{scratch} is no directory. Name one for the temporary store (--scratch)."
@@ -88,7 +95,13 @@ def publish_rows(
     path = scratch / f"publish-{hashlib.sha256(key.encode()).hexdigest()[:16]}.zarr"
     if not path.is_dir():
         selection.write(path, jobs, progress)
-    report = publish_store(path, target, jobs=jobs, replace=replace, progress=progress)
+    try:
+        report = publish_store(path, target, jobs=jobs, replace=replace, progress=progress)
+    except StoreError as error:
+        raise type(error)(
+            f"{error} The rows were read already, and are kept in {path} for the same command; "
+            f"delete it otherwise."
+        ) from error
     shutil.rmtree(path)
     return report
 

@@ -21,11 +21,11 @@ from kdcache.progress import Progress, silent
 from kdcache.sharing.expressions import normal, where
 from kdcache.sharing.held import HeldFiles, Source, check_apart, source_files
 from kdcache.store.choosing import Choice, choose_rows
-from kdcache.store.combining import plan_subset
+from kdcache.store.combining import plan_subset, subset_note
 from kdcache.store.contents import array_documents, array_reader
 from kdcache.store.copy_shards import GroupCopy
 from kdcache.store.index import INDEX
-from kdcache.store.manifest import MANIFEST, read_manifest
+from kdcache.store.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.store.metadata import SCALE_SUFFIX
 from kdcache.store.provenance import check_wanted, common_teachers, kept_fields, refuse_parts
 from kdcache.store.reader import Store, open_store
@@ -120,6 +120,11 @@ class Selection:
         os.rename(chosen, target)
         sync_directory(target.parent)
         return report
+
+    def may_be(self, manifest: Manifest) -> bool:
+        """Whether a store may be of these rows; which fields it has is another question."""
+        note = subset_note(self.store, self.rows, self.description)
+        return note in manifest.dataset.notes
 
     def _planned(self, progress: Progress) -> Rewrite:
         store = self.store

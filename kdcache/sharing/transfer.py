@@ -58,6 +58,13 @@ class Target(Protocol):
     def location(self) -> Path | StoreUrl:
         """Of the store that arrives."""
 
+    def found(self) -> Manifest | None:
+        """Of the finished store that is there; None where nothing is, or what was interrupted.
+
+        Raises:
+            StoreError: something else is there.
+        """
+
     def receive(self, shipment: Shipment, replace: bool) -> AbstractContextManager[Delivery | None]:
         """Begin, or go on with what was interrupted; None where this very store is there.
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from kdcache.errors import ConfigError, StoreError, did_you_mean
+from kdcache.errors import ConfigError, did_you_mean
 from kdcache.store.location import local_path
 from kdcache.store.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.store.metadata import canonical
 from kdcache.store.reader import open_store
 from kdcache.store.shards import write_file
-from kdcache.store.signature import SIGNATURE
-from kdcache.store.work import StoreLock, unfinished_groups
+from kdcache.store.signature import SIGNATURE, refuse_signed
+from kdcache.store.work import StoreLock, refuse_unfinished
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +63,14 @@ def annotate_store(
     with StoreLock(path):
         # Not before: whoever held the lock may have added a teacher, which would be lost.
         old = read_manifest(path)
-        busy = ", ".join(unfinished_groups(path))
-        if busy:
-            raise StoreError(
-                f"{path} has an unfinished {busy}. Run the command that was interrupted again, "
-                f"then annotate."
-            )
+        refuse_unfinished(path, "annotate")
         manifest = _annotated(path, old, annotation)
         if manifest == old:
             return old
-        signature = path / SIGNATURE
-        if signature.exists() and not remove_signature:
-            raise StoreError(
-                f"{path} is signed, and its signature would be of another content than "
-                f"{old.root_digest[:12]}…. Remove it (--remove-signature) and sign again."
-            )
+        if not remove_signature:
+            refuse_signed(path, old.root_digest)
         # First: a kill in between leaves a store that is not signed, not one signed wrongly.
-        signature.unlink(missing_ok=True)
+        (path / SIGNATURE).unlink(missing_ok=True)
         write_file(path / MANIFEST, manifest.to_bytes())
     return manifest
 

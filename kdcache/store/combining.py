@@ -70,20 +70,24 @@ def plan_subset(
             its structures.
     """
     refuse_parts([store], "a store of some of its rows")
-    note = (
-        f"subset of {store.manifest.root_digest}: {len(rows)} of {len(store)} structures "
-        f"({description})"
-    )
     return _assemble(
         [store],
         pick_rows(rows),
-        note,
+        subset_note(store, rows, description),
         cluster,
         teachers=teachers,
         fields=fields,
         atom_capacity=atom_capacity or store.plan.atom_capacity,
         blocks_per_shard=blocks_per_shard or store.plan.blocks_per_shard,
         progress=progress,
+    )
+
+
+def subset_note(store: Store, rows: IntArray, description: str) -> str:
+    """What the manifest of a subset says of where its rows are from; arguments of `plan_subset`."""
+    return (
+        f"subset of {store.manifest.root_digest}: {len(rows)} of {len(store)} structures "
+        f"({description})"
     )
 
 

@@ -105,8 +105,9 @@ def common_teachers(stores: Sequence[Store], wanted: Sequence[str] | None) -> li
     names = list(dict.fromkeys(name for store in stores for name in store.teachers))
     for name in names if wanted is None else wanted:
         if name not in names:
+            hold = "holds" if len(stores) == 1 else "hold"
             raise StoreError(
-                f"{' and '.join(str(s.path) for s in stores)} hold no teacher {name!r}: "
+                f"{' and '.join(str(s.path) for s in stores)} {hold} no teacher {name!r}: "
                 f"{did_you_mean(name, names)}"
             )
         lacking = next((store for store in stores if name not in store.teachers), None)

@@ -351,14 +351,22 @@ def store_files(path: str | Path | StoreFiles) -> StoreFiles:
     """The files of the store at a path or an address.
 
     Raises:
-        StoreError: an address that is none, or the package for remote stores is missing.
+        StoreError: an address that is none, a file that is no packed store, or the package for
+            remote stores is missing.
     """
     if not isinstance(path, str | Path):
         return path
     if is_zip(path):
         return ZipFiles(Path(path))
     location = store_location(path)
-    return RemoteFiles(location) if isinstance(location, StoreUrl) else LocalFiles(location)
+    if isinstance(location, StoreUrl):
+        return RemoteFiles(location)
+    if location.is_file():
+        raise StoreError(
+            f"{location} is a file and no kdcache store: a store is a directory, or a zip that "
+            f"`kdcache pack` wrote. Make a store with `kdcache import DATA -o STORE`."
+        )
+    return LocalFiles(location)
 
 
 def _unfinished(files: StoreFiles) -> dict[str, int]:

@@ -187,6 +187,23 @@ def sign_store(manifest: Manifest, key: Ed25519PrivateKey, target: Path) -> Sign
     return signed
 
 
+def refuse_signed(path: Path, root_digest: str) -> None:
+    """A store whose content is about to change has no signature.
+
+    Args:
+        path: of the store.
+        root_digest: of what it holds now.
+
+    Raises:
+        StoreError: it has one.
+    """
+    if (path / SIGNATURE).exists():
+        raise StoreError(
+            f"{path} is signed, and its signature would be of another content than "
+            f"{root_digest[:12]}…. Remove it (--remove-signature) and sign again."
+        )
+
+
 def read_signature(source: StoreFiles | Path) -> SignatureFile:
     """The signature in a store, or in a file of its own.
 

@@ -29,6 +29,7 @@ from kdcache.store.reader import Store, open_store, store_files
 from kdcache.store.scan import reference
 from kdcache.store.verify_shards import CheckContent, CheckShards
 from kdcache.store.withholding import check_part
+from kdcache.store.work import unfinished_groups
 from kdcache.structures import Structure
 
 # Files of which one process computes the digests before it says so.
@@ -47,6 +48,7 @@ class VerifyReport:
         n_structures: structures whose content hash was computed from the stored positions.
         n_compared: structures compared with the dataset given.
         left_out: fields of the structures that the store was passed on without.
+        unfinished: teachers that were begun, one line each: readers do not see them.
         problems: one line each; empty when all that is there is right.
     """
 
@@ -56,6 +58,7 @@ class VerifyReport:
     n_structures: int = 0
     n_compared: int = 0
     left_out: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -104,6 +107,11 @@ def verify_store(
         report.problems.append(str(error))
         _check_digests(files, manifest, report, cluster, progress)
         return report
+    if isinstance(store.path, Path):
+        report.unfinished = tuple(
+            f"{group}, {done} of {store.plan.n_shards} shards are written"
+            for group, done in unfinished_groups(store.path).items()
+        )
     _check_listing(store, report)
     _check_left_out(store, report)
     _check_documents(store, report)

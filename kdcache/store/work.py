@@ -240,6 +240,24 @@ def unfinished_groups(store: Path) -> dict[str, int]:
     return found
 
 
+def refuse_unfinished(store: Path, then: str) -> None:
+    """A store in which nothing is being written, or was left half-written.
+
+    Args:
+        store: its path.
+        then: what is to be done with the whole one, for the message.
+
+    Raises:
+        StoreError: a group of it is unfinished.
+    """
+    busy = ", ".join(unfinished_groups(store))
+    if busy:
+        raise StoreError(
+            f"{store} has an unfinished {busy}. Run the command that was interrupted again, then "
+            f"{then}."
+        )
+
+
 def remove_partials(store: Path, group: str) -> None:
     """Remove files of the store and of one group that a killed writer had not finished."""
     for found in (

@@ -93,6 +93,10 @@ class NativeTeacher:
         given = own + self._tap_specs
         return given + tuple(part for spec in given for part in _reductions(spec))
 
+    def check_elements(self, atomic_numbers: Tensor) -> None:
+        """Refuse elements that it does not know; see `Potential.check_elements`."""
+        self.potential.check_elements(atomic_numbers)
+
     def compute(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad(), self._taps as tapped:
             output = self.potential.predict(batch)

@@ -63,9 +63,9 @@ def read_torch_file(path: str | Path, *, allow_pickle: bool = False) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> TeacherError:
-    return TeacherError(
-        f"{path} is no complete file of torch.save ({reason_of(error)}). Get it again."
-    )
+    # torch advises to load without its safe loader, which runs what a stranger wrote.
+    said = "" if "weights_only" in str(error) else f" ({reason_of(error)})"
+    return TeacherError(f"{path} is no complete file of torch.save{said}. Get it again.")
 
 
 class StandIn(Record):

@@ -33,5 +33,12 @@ def test_another_teacher_fails(features: Path, data: Path, tmp_path: Path) -> No
     assert last.startswith(f"kdcache: {features}: 5 of 5 fields of teacher are not")
 
 
+def test_a_tolerance_is_a_number(features: Path, teacher: Path) -> None:
+    for option in ("--tolerance", "--symmetry-limit"):
+        command = ("audit", features, "--teacher", teacher, option)
+        assert f"'{option}': nan is no number" in usage(*command, "nan")
+        assert "is not in the range" in usage(*command, 0)
+
+
 def test_options_that_only_writing_needs_are_none_of_its_own(features: Path) -> None:
     assert "--codec" in usage("audit", features, "--teacher", "t", "--codec", "half")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kdcache.store import open_store
-from tests.cli.commands import kdcache, refused, settings, usage
+from tests.cli.commands import dataset, kdcache, refused, settings, usage, write_structures
 
 
 def test_a_dump_prints_size_rate_and_the_error_of_every_field(
@@ -53,8 +54,8 @@ def test_a_second_teacher_goes_into_a_store(
     assert "the store is whole" in kdcache("verify", store, "--data", data)
     line = refused("train-student", store, "-o", tmp_path / "run", "--strategy", "n2n",
                    *settings())  # fmt: skip
-    assert "second" in line
-    assert "teacher" in line
+    assert "names no teacher, and the store has teachers second, teacher" in line
+    assert "--teacher NAME, or teacher_name in the term" in line
     kdcache("train-student", store, "-o", tmp_path / "run", "--strategy", "n2n",
             "--teacher", "second", *settings())  # fmt: skip
 
@@ -80,6 +81,25 @@ def test_a_refused_dump_leaves_nothing(
     command = ("dump-teacher", data, "--teacher", teacher, "-o", tmp_path / "f.zarr")
     assert said in refused(*command, *options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("references", ["least_squares", "none"])
+def test_an_element_the_teacher_does_not_know_is_refused_before_a_store_is_made(
+    references: str, tmp_path: Path
+) -> None:
+    known = write_structures(tmp_path / "known.extxyz", dataset())
+    teacher, store = tmp_path / "run", tmp_path / "f.zarr"
+    kdcache("train-student", known, "-o", teacher, "--preset", "painn",
+            *settings(f"references.mode={references}"))  # fmt: skip
+    strange = dataset()
+    strange[4] = replace(strange[4], atomic_numbers=np.full(strange[4].n_atoms, 118))
+    data = write_structures(tmp_path / "data.extxyz", strange)
+    command = ("dump-teacher", data, "--teacher", teacher, "-o", store)
+    for policy in ("stop", "skip"):  # it is no failure of a teacher, but the wrong teacher
+        line = refused(*command, "--on-error", policy)
+        assert "Structure 'data:4' is none for this teacher: a structure has atomic number" in line
+        assert "118" in line
+        assert not store.exists()
 
 
 def test_a_block_too_small_does_not_block_a_retry(

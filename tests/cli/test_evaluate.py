@@ -53,3 +53,34 @@ def test_what_cannot_be_evaluated_is_refused(data: Path, teacher: Path, tmp_path
     assert "--device gpu is no device" in refused(*command, data, "--device", "gpu")
     assert "'tset' is not one of" in usage(*command, data, "--split", "tset")
     assert "is a directory" in usage(*command, data, "--json", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("evaluate", "TEACHER", "FEATURES", "--json"),
+        ("stats", "FEATURES", "--json"),
+        ("stats", "FEATURES", "--plot"),
+        ("audit", "FEATURES", "--teacher", "TEACHER", "--json"),
+        ("card", "FEATURES", "-o"),
+        ("compare", "FEATURES", "TEACHER", "-o"),
+    ],
+    ids=" ".join,
+)
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    command: tuple[str, ...],
+    features: Path,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr("kdcache.store.reader.Store.read", read)
+    (tmp_path / "file").touch()
+    places = {"TEACHER": teacher, "FEATURES": features}
+    words = [places.get(word, word) for word in command]
+    line = refused(*words, tmp_path / "file" / "new" / "report.png")
+    assert f"{tmp_path / 'file'}: not a directory" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kdcache.store import read_manifest
-from tests.cli.commands import SMALL_BLOCKS, dataset, kdcache, write_structures
+from tests.cli.commands import SMALL_BLOCKS, dataset, kdcache, settings, write_structures
 from tests.cli.killing import run
 
 POINTS = 10
@@ -94,6 +94,21 @@ def test_a_kill_between_the_last_two_files_of_a_commit_is_made_good(
         assert "unfinished: teachers/teacher" in kdcache("inspect", store)
     kdcache(*command)
     assert "the store is whole" in kdcache("verify", store, "--data", few)
+
+
+@pytest.mark.proof
+def test_a_training_from_files_goes_on_wherever_it_was_killed(few: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    command = ["train-student", few, "-o", directory, *settings("training.max_steps=3")]
+    touches = run(command, directory)
+    assert touches > 50
+    for point in np.linspace(1, touches - 1, POINTS // 2).astype(int).tolist():
+        shutil.rmtree(directory)
+        where = f"killed at touch {point} of {touches}"
+        assert run(command, directory, kill_at=point) == -signal.SIGKILL, where
+        finished = (directory / "state" / "step-000000003").exists()
+        assert finished or run(command, directory) > 0, where
+        assert (directory / "model.json").exists(), where
 
 
 @pytest.mark.proof

@@ -161,6 +161,29 @@ def test_a_store_is_no_run_and_a_run_no_store(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_is_said_to_be_no_store(data: Path, teacher: Path, tmp_path: Path) -> None:
+    for command in (
+        ("inspect", data),
+        ("verify", data),
+        ("stats", data),
+        ("sign", data, "--key", data),
+        ("dump-teacher", "--into", data, "--teacher", teacher),
+    ):
+        line = refused(*command)
+        assert "Not a directory" not in line
+        if command[0] != "sign":  # its key is looked at first
+            assert f"{data} is a file and no kdcache store" in line
+
+
+def test_one_that_lacks_something_holds_it_not(features: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.extxyz"
+    empty.touch()
+    line = refused("import", empty, "-o", tmp_path / "x.zarr")
+    assert "empty.extxyz holds no structures" in line
+    line = refused("subset", features, "-o", tmp_path / "x.zarr", "--sample", 2, "--teachers", "x")
+    assert f"{features} holds no teacher 'x'" in line
+
+
 def test_what_does_not_exist_is_named(data: Path, teacher: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing.extxyz"
     for command in (

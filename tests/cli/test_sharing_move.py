@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from kdcache.sharing import Selection
 from kdcache.store import open_store, read_manifest
+from kdcache_cli.main import main
 from tests.cli.commands import kdcache, refused, settings, usage
 from tests.sharing.counting import counted
 from tests.store.sample import files_of
@@ -77,6 +80,43 @@ def test_some_structures_are_published(features: Path, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["few.zarr"]
 
 
+def refusal(*words: object) -> str:
+    """The one line that is said after what would be read."""
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_before_rows_are_read_the_target_of_some_structures_is_looked_at(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, scratch, foreign = (tmp_path / name for name in ("few.zarr", "scratch", "foreign"))
+    scratch.mkdir()
+    publish = ("publish", features, few, "--scratch", scratch, "--where")
+    kdcache(*publish, "n_atoms < 3")
+    assert "were there already" in kdcache(*publish, "n_atoms < 3")
+    foreign.mkdir()
+    (foreign / "thesis.tex").touch()
+
+    def write(*_: object) -> None:
+        raise AssertionError("rows are read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Selection, "write", write)
+        before = read_manifest(few).root_digest
+        line = refusal(*publish, "n_atoms < 4")
+        assert f"{few} is another store ({before[:12]}…). Nothing is overwritten" in line
+        line = refusal("publish", features, foreign, "--scratch", scratch, "--where", "n_atoms < 4")
+        assert f"{foreign} exists and is no finished store" in line
+    assert not any(scratch.iterdir())
+    kdcache(*publish, "n_atoms < 4", "--replace")
+    # What only the copy could know is said with where the rows are.
+    line = refusal(*publish, "n_atoms < 4", "--fields", "node")
+    kept = next(scratch.iterdir())
+    assert f"The rows were read already, and are kept in {kept} for the same command" in line
+
+
 def test_wrong_uses_are_refused_in_one_line(features: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     target = tmp_path / "x.zarr"
@@ -86,7 +126,7 @@ def test_wrong_uses_are_refused_in_one_line(features: Path, tmp_path: Path) -> N
         (["publish", features, tmp_path / "mine"], "Nothing is overwritten"),
         (["publish", tmp_path / "none.zarr", target], "none.zarr does not exist"),
         (["publish", features, target, "--fields", "nod"], "did you mean node"),
-        (["publish", features, target, "--teachers", "x"], "hold no teacher 'x'"),
+        (["publish", features, target, "--teachers", "x"], "holds no teacher 'x'"),
         (["publish", features, target, "--where", "n_atom < 3"], "did you mean n_atoms"),
         (["publish", features, target, "--where", "open('x')"], "is not part of the language"),
         (["pull", features, "-o", "s3://bucket/x.zarr"], "what is pulled is written to a disk"),

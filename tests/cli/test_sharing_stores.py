@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from kdcache.store import open_store, read_manifest
+from kdcache.store import add_teacher, open_store, read_manifest
 from kdcache.structures import Structure
 from kdcache_cli.main import main
 from tests.cli.commands import dataset, kdcache, refused, settings, write_structures
-from tests.store.sample import files_of
+from tests.store.sample import TEACHER, files_of, teacher_entry
 
 
 @pytest.fixture
@@ -86,6 +86,36 @@ def test_a_signed_store_is_verified_by_the_public_key(
     kdcache("sign", copied, "--key", private, "-o", beside)
     assert "signed by key" in kdcache("verify", copied, "--key", public, "--signature", beside)
     assert "needs the --key" in refused("verify", copied, "--signature", beside)
+
+
+def test_a_teacher_goes_into_a_signed_store_only_where_its_signature_goes(
+    copied: Path, teacher: Path, keys: tuple[Path, Path]
+) -> None:
+    private, public = keys
+    kdcache("sign", copied, "--key", private)
+    dump = ("dump-teacher", "--teacher", teacher, "--into", copied, "--name", "second")
+    before = files_of(copied)
+    assert "is signed, and its signature would be of another content" in refused(*dump)
+    assert files_of(copied) == before
+    kdcache(*dump, "--remove-signature")
+    assert not (copied / "signature.json").exists()
+    kdcache("sign", copied, "--key", private)
+    assert "signed by key" in kdcache("verify", copied, "--key", public)
+
+
+def test_an_unfinished_teacher_is_not_signed_and_verify_says_that_it_is_not_checked(
+    copied: Path, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    writer = add_teacher(copied, "late", teacher_entry(), TEACHER)
+    with writer:
+        pass  # stopped before its first shard
+    for output in ((), ("-o", tmp_path / "beside.json")):
+        line = refused("sign", copied, "--key", keys[0], *output)
+        assert "unfinished teachers/late. Run the command that was interrupted again" in line
+    assert not (tmp_path / "beside.json").exists()
+    said = kdcache("verify", copied).splitlines()
+    assert said[0].startswith("unfinished, so not checked: teachers/late, 0 of ")
+    assert said[1].startswith("the store is whole")
 
 
 def test_every_wrong_signature_is_one_line(

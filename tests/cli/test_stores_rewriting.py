@@ -115,6 +115,11 @@ def test_statistics_are_a_table_a_report_and_a_picture(
     assert numbers["root_digest"] == opened.manifest.root_digest
     assert len(numbers["quantities"][node]["channel_mean"]) == 8
     assert picture.read_bytes().startswith(b"\x89PNG")
+    kdcache("stats", features, "--plot", tmp_path / "stats.pdf")
+    assert (tmp_path / "stats.pdf").read_bytes().startswith(b"%PDF")
+    assert ".png, .pdf or .svg" in kdcache("stats", "--help")
+    for name in ("stats", "stats.xyz"):
+        assert "are drawn as .png, .pdf, .svg" in refused("stats", features, "--plot", name)
 
 
 def _teacher(path: Path) -> str:
@@ -138,7 +143,7 @@ REFUSALS: list[tuple[tuple[str, ...], str]] = [
     (("subset", "S", "-o", "N", "--ids", "words"), "has no structure 'x'"),
     (("subset", "S", "-o", "N", "--ids", "missing"), "No such file"),
     (("subset", "S", "-o", "N", "--elements", "H,Xx"), "'Xx' is none"),
-    (("subset", "S", "-o", "N", "--teachers", "x"), "hold no teacher 'x'"),
+    (("subset", "S", "-o", "N", "--teachers", "x"), "holds no teacher 'x'"),
     (("subset", "S", "-o", "N", "--fields", "nod"), "a field 'nod': did you mean node"),
     (("subset", "S", "-o", "S"), "exists, and nothing is overwritten"),
     (("subset", "missing", "-o", "N"), "missing does not exist"),

@@ -177,6 +177,53 @@ def test_a_strategy_needs_a_teacher_in_the_store(data: Path, tmp_path: Path) -> 
     assert "-1 is not in the range" in usage(*command, "--stop-after", -1)
 
 
+def test_files_without_a_teacher_are_not_imported_for_terms_that_need_one(
+    data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = ("train-student", data, "-o", run, *settings())
+    for options in (("--strategy", "n2n"), ("--strategy", "n2n", "--teacher", "teacher")):
+        line = refused(*command, *options)
+        assert f"Term n2n needs a teacher, and what is imported from {data} has none" in line
+        assert "kdcache dump-teacher" in line
+        assert not run.exists()
+    missing = ("train-student", tmp_path / "no.zarr", "-o", run, "--strategy", "n2n")
+    assert "no.zarr" in refused(*missing, *settings())
+    term = "terms=[{name: t, student: node, teacher: node, loss: mse, weight: 1}]"
+    assert "Term t needs a teacher" in refused(*command, "--set", term)
+    assert not run.exists()
+    kdcache(*command, "--strategy", "n2n", "--weight", "n2n=0")
+
+
+def test_a_teacher_dumped_into_what_was_imported_is_learnt_from(
+    data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    kdcache("import", data, "-o", run / "data.zarr")
+    kdcache("dump-teacher", "--into", run / "data.zarr", "--teacher", teacher)
+    kdcache("train-student", data, "-o", run, "--strategy", "n2n", *settings())
+
+
+def test_a_directory_of_other_things_is_no_run(features: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".gitkeep").touch()
+    (run / "slurm-1.out").touch()
+    (run / "notes.md").touch()
+    command = ("train-student", features, "-o", run, *settings())
+    assert f"{run} holds notes.md and no run" in refused(*command)
+    assert sorted(path.name for path in run.iterdir()) == [".gitkeep", "notes.md", "slurm-1.out"]
+    (run / "notes.md").unlink()
+    # What the command was told to put there, and what a kill leaves before the first state.
+    for left in ("data.zarr", "graph", "cache/store"):
+        (run / left).mkdir(parents=True)
+    caches = ("--graph-cache", run / "lists", "--store-cache", run / "cache" / "store")
+    assert "holds cache and no run" in refused(*command)
+    kdcache(*command, *caches, "--stop-after", 3)
+    (run / "notes.md").touch()  # beside a run, whatever one likes
+    kdcache(*command, *caches)
+
+
 def test_unlabelled_structures_are_labelled_by_the_teacher(teacher: Path, tmp_path: Path) -> None:
     structures = dataset()
     for s in range(0, 24, 2):

@@ -20,6 +20,7 @@ from kdcache.dump import DumpOptions, DumpReport, Part, TeacherSource, dump_teac
 from kdcache.dump.workers import PrepareDump, worker_device
 from kdcache.errors import ConfigError, IdentityError, StoreError, TeacherError
 from kdcache.store import Store, TeacherEntry, open_store, verify_store
+from kdcache.store.signature import SIGNATURE
 from kdcache.store.work import GROUP, WORK, StoreLock, WorkFolder
 from tests.chain import make_store
 from tests.dump.failing import Behaviour, Failing, load
@@ -158,6 +159,43 @@ def test_a_part_does_the_shards_of_those_that_never_come(store: Store, tmp_path:
     report = dump_teacher(store.path, Failing(Behaviour()), OPTIONS, part=Part(2, 3))
     assert (report.computed, report.left_to_others) == (len(store), 0)
     assert digest(store) == alone(tmp_path, Behaviour())
+
+
+@pytest.mark.parametrize("part", [None, Part(1, 2)], ids=["alone", "as a part"])
+def test_a_signed_store_gets_a_teacher_only_where_its_signature_goes(
+    store: Store, tmp_path: Path, part: Part | None
+) -> None:
+    signature = store.path / SIGNATURE
+    signature.write_text("{}")
+    told = replace(OPTIONS, on_error="stop")
+    with pytest.raises(StoreError, match=r"is signed.*--remove-signature"):
+        dump_teacher(store.path, Failing(Behaviour()), told, part=part)
+    assert signature.exists()
+    assert not (store.path / WORK).exists()
+    # Stopped halfway, and gone on with by the same command, or by one without the flag.
+    with pytest.raises(TeacherError):
+        dump_teacher(
+            store.path, Failing(Behaviour(raises=RAISES)), told, part=part, remove_signature=True
+        )
+    assert (store.path / WORK).exists()
+    assert not signature.exists()
+    for again in (True, False):
+        report = dump_teacher(
+            store.path,
+            Failing(Behaviour()),
+            told,
+            part=Part(0, 2) if part else None,
+            remove_signature=again,
+        )
+        assert report.left_to_others == 0
+        if part is None:
+            break
+        # Signed when whole: a part that comes late leaves the signature, which is of this content.
+        signature.write_text("{}")
+    assert signature.exists() == (part is not None)
+    signature.unlink(missing_ok=True)
+    assert digest(store) == alone(tmp_path, Behaviour())
+    assert_clean(store)
 
 
 def test_a_shard_another_part_is_at_is_left_to_it(store: Store, tmp_path: Path) -> None:

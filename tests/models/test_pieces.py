@@ -63,11 +63,25 @@ def test_edges_in_pieces_give_what_all_at_once_give(
     request.getfixturevalue("in_pieces")
     cut, runs = learn(*case)
     assert len(once) == 1
-    n_edges = batch_of(case[0]).n_edges
-    assert [len(run) for run in runs[:-1]] == [7] * (n_edges // 7)
+    batch = batch_of(case[0])
+    # A piece has as many edges as there are atoms, where gradients are wanted.
+    assert [len(run) for run in runs[:-1]] == [batch.n_atoms] * (batch.n_edges // batch.n_atoms)
+    assert len(runs) > 2
     assert whole.keys() == cut.keys()
     for name, value in whole.items():
         torch.testing.assert_close(cut[name], value, rtol=1e-9, atol=1e-10, msg=name)
+
+
+def test_predictions_in_pieces_are_those_of_all_edges_at_once(
+    case: tuple[Model, str], request: pytest.FixtureRequest
+) -> None:
+    model, batch = case[0], batch_of(case[0])
+    with torch.no_grad():
+        whole = model(batch)
+        request.getfixturevalue("in_pieces")
+        cut = model(batch)
+    for name in ("energy", "forces", "atomic_energy"):
+        torch.testing.assert_close(getattr(cut, name), getattr(whole, name), rtol=1e-9, atol=1e-10)
 
 
 def test_a_batch_without_edges_is_one_piece(case: tuple[Model, str], in_pieces: Any) -> None:
@@ -79,7 +93,8 @@ def test_a_batch_without_edges_is_one_piece(case: tuple[Model, str], in_pieces: 
 
 def test_pieces_hold_every_edge_once_in_order(in_pieces: Any) -> None:
     index, vector = torch.arange(20), torch.rand(20, 3)
-    found = list(edge_pieces(WIDTH, index, vector))
+    with torch.no_grad():
+        found = list(edge_pieces(WIDTH, 9, index, vector))
     assert [len(piece[0]) for piece in found] == [7, 7, 6]
     assert torch.equal(torch.cat([piece[0] for piece in found]), index)
     assert torch.equal(torch.cat([piece[1] for piece in found]), vector)
@@ -87,14 +102,20 @@ def test_pieces_hold_every_edge_once_in_order(in_pieces: Any) -> None:
 
 def test_more_threads_take_larger_pieces(monkeypatch: pytest.MonkeyPatch, in_pieces: Any) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    found = list(edge_pieces(WIDTH, torch.arange(20)))
+    with torch.no_grad():
+        found = list(edge_pieces(WIDTH, 9, torch.arange(20)))
     assert [len(piece[0]) for piece in found] == [14, 6]
 
 
+def test_with_gradients_a_piece_has_an_edge_for_every_atom(in_pieces: Any) -> None:
+    found = list(edge_pieces(WIDTH, 9, torch.arange(20)))
+    assert [len(piece[0]) for piece in found] == [9, 9, 2]
+
+
 def test_an_edge_wider_than_a_piece_is_a_piece(in_pieces: Any) -> None:
-    assert len(list(edge_pieces(10 * pieces.PIECE_VALUES, torch.arange(3)))) == 3
+    assert len(list(edge_pieces(10 * pieces.PIECE_VALUES, 1, torch.arange(3)))) == 3
 
 
 def test_other_devices_compute_all_edges_at_once(in_pieces: Any) -> None:
-    found = list(edge_pieces(WIDTH, torch.empty(20, device="meta")))
+    found = list(edge_pieces(WIDTH, 9, torch.empty(20, device="meta")))
     assert [piece[0].shape for piece in found] == [(20,)]

@@ -593,6 +593,9 @@ class FullTarget:
         self.failed = threading.Event()
         self.ended: list[str] = []
 
+    def found(self) -> None:
+        return None
+
     @contextmanager
     def receive(self, shipment: Shipment, replace: bool) -> Iterator[FullTarget]:
         yield self

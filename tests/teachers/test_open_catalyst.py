@@ -342,6 +342,21 @@ def test_objects_of_a_trainer_need_permission_and_become_stand_ins(
         assert torch.equal(found.model.state_dict()[name], tensor)
 
 
+@pytest.mark.filterwarnings("ignore:.*TorchScript archive", "ignore:.*is deprecated")
+@pytest.mark.parametrize("kind", ["pickle", "script", "text"])
+def test_of_another_file_no_advice_to_load_it_unsafely_is_passed_on(
+    kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.pt"
+    if kind == "script":
+        torch.jit.script(torch.nn.Linear(1, 1)).save(str(path))
+    else:
+        path.write_bytes(b"\x80\x02nonsense" if kind == "pickle" else b"hello world")
+    message = refusal(path)
+    assert "is no complete file of torch.save" in message
+    assert "weights_only" not in message
+
+
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_hostile_checkpoint_is_refused_by_name_and_not_run(zipped: bool, tmp_path: Path) -> None:
     mark = tmp_path / "it-ran"
