@@ -98,8 +98,9 @@ class Convolution(CFConv):  # type: ignore[misc]  # torch-geometric is not typed
     def forward(self, x: Tensor, edges: Sequence[EdgeInputs]) -> Tensor:
         """[n_atoms, hidden_channels], of features of that shape and the edges in pieces."""
         x = self.lin1(x)
-        # In the type of the distances: bfloat16 would round every addition.
-        total = edges[0].envelope.new_zeros(x.shape)
+        # In the wider type: bfloat16 would round every addition.
+        wider = torch.promote_types(x.dtype, edges[0].envelope.dtype)
+        total = x.new_zeros(x.shape, dtype=wider)
         for piece in edges:
             filters = self.nn(piece.expanded) * piece.envelope
             total.index_add_(0, piece.target, x.index_select(0, piece.source) * filters)
@@ -203,9 +204,8 @@ class SchNet(Model):
 
     def _edge_inputs(self, batch: Batch) -> list[EdgeInputs]:
         source, target = batch.edge_index.unbind(0)
-        pieces = edge_pieces(
-            self.hyperparameters.num_filters, batch.n_atoms, source, target, edge_vectors(batch)
-        )
+        width = max(self.hyperparameters.num_filters, self.hyperparameters.num_gaussians)
+        pieces = edge_pieces(width, batch.n_atoms, source, target, edge_vectors(batch))
         return [self._edge_piece(*piece) for piece in pieces]
 
     def _edge_piece(self, source: Tensor, target: Tensor, difference: Tensor) -> EdgeInputs:

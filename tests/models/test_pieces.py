@@ -13,7 +13,13 @@ from kdcache.structures import Batch
 from tests.models.cases import crystal, make_batch, molecule
 
 PAINN = {"name": "painn", "hidden_channels": 8, "num_layers": 2, "num_rbf": 4}
-SCHNET = {"name": "schnet", "hidden_channels": 8, "num_filters": 24, "num_interactions": 2}
+SCHNET = {
+    "name": "schnet",
+    "hidden_channels": 8,
+    "num_filters": 12,
+    "num_gaussians": 24,
+    "num_interactions": 2,
+}
 MODELS = {
     "painn": (PAINN, "message_layers.1.rbf_proj"),
     "painn-gradient": ({**PAINN, "direct_forces": False}, "radial_basis"),
