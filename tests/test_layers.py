@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("errors", "fields", "progress", "allocator"),
+    ("errors", "fields", "progress", "allocator", "processors"),
     ("structures", "devices", "pickles", "origins", "taps", "cluster"),
     ("graphs", "matching", "config", "registry", "store", "references", "splits", "logbook"),
     ("readers", "models", "distill", "spool", "selection", "distributed", "sharing"),

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from kdcache.errors import ShapeError, TeacherError
 from kdcache.fields import EDGE_INDEX, EDGE_SHIFT, N_EDGES, FieldSpec
+from kdcache.processors import n_processors
 from kdcache.store.codecs import (
     FLOATS,
     EncodingError,
@@ -43,9 +44,10 @@ from kdcache.store.work import ShardRecord
 
 Array = npt.NDArray[Any]
 NOTHING: Mapping[int, str] = MappingProxyType({})
-# Each with a thread that encodes and one that digests and writes. What they hold is bounded: of
-# each field PARTS_AHEAD + 2 parts, of 1 MB for codec half, of a block for the others.
-FIELDS_AT_ONCE = 4
+# Fields encoded at once. Each has a thread that encodes and one that digests and writes: more than
+# there are processors for would take them from a teacher that computes on the same. What they hold
+# is bounded: of each field PARTS_AHEAD + 2 parts, of 1 MB for codec half, of a block for others.
+MOST_FIELDS = 4
 
 
 @dataclass(slots=True)
@@ -115,8 +117,9 @@ class ShardWriter:
         def write_field(spec: FieldSpec) -> _WrittenField:
             return self._write_field(spec, shard, arrays[spec.name], attempt, failures)
 
+        at_once = min(MOST_FIELDS, max(1, n_processors() // 2))
         try:
-            with ThreadPoolExecutor(FIELDS_AT_ONCE, thread_name_prefix="kdcache-encode") as pool:
+            with ThreadPoolExecutor(at_once, thread_name_prefix="kdcache-encode") as pool:
                 written = list(pool.map(write_field, self.stored))
         except BaseException:
             self.discard(shard, attempt)

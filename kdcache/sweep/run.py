@@ -36,6 +36,7 @@ from kdcache.checkpoint import (
 )
 from kdcache.config import dump_config
 from kdcache.errors import KdcacheError, TrainingError, reason_of
+from kdcache.processors import n_processors
 from kdcache.progress import Advance, Progress, silent
 from kdcache.store import Store, open_store
 from kdcache.stream.neighbors import neighbors_for
@@ -148,7 +149,7 @@ def default_processes(jobs: Sequence[Job]) -> int:
     if not on_cpu and torch.cuda.is_available():
         return torch.cuda.device_count()
     threads = max(job.config.training.threads or 1 for job in jobs)
-    return max(1, len(os.sched_getaffinity(0)) // threads)
+    return max(1, n_processors() // threads)
 
 
 def run_job(task: Task, progress: Progress) -> None:
@@ -297,7 +298,7 @@ def _work(connection: Connection, task: Task, device: str | None, count: int) ->
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     if task.job.config.training.threads is None:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // count))
+        torch.set_num_threads(max(1, n_processors() // count))
     steps, last = 0, time.monotonic()
 
     def advance(n: int) -> None:

@@ -10,7 +10,14 @@ import pytest
 
 from kdcache.errors import ShapeError, StoreError, TeacherError
 from kdcache.fields import ENERGY, FORCES, FieldSpec
-from kdcache.store import add_teacher, create_store, open_store, plan_blocks, verify_store
+from kdcache.store import (
+    add_teacher,
+    create_store,
+    open_store,
+    plan_blocks,
+    shard_writer,
+    verify_store,
+)
 from kdcache.store.codecs import PIECE_VALUES
 from kdcache.store.shards import PARTIAL_SUFFIX
 from kdcache.store.work import WORK
@@ -44,6 +51,21 @@ def test_small_and_full_stores_are_whole(tmp_path: Path, sizes: tuple[int, ...])
     assert verify_store(path, data=sample.dataset).problems == []
 
 
+def test_fields_written_side_by_side_are_those_written_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = make_sample((12, 12, 12, 1))
+    digests = []
+    for processors in (1, 8):
+        monkeypatch.setattr(shard_writer, "n_processors", lambda n=processors: n)
+        path = tmp_path / f"{processors}.zarr"
+        write_all(begin_structures(path, sample), sample)
+        write_all(add_teacher(path, "painn", teacher_entry(), TEACHER), sample)
+        digests.append(open_store(path).manifest.root_digest)
+        assert verify_store(path, data=sample.dataset).problems == []
+    assert digests[0] == digests[1]
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -72,9 +94,11 @@ def test_a_value_that_cannot_be_stored_is_named_by_structure_and_place(
         writer.write_shard(shard, arrays)
 
 
+@pytest.mark.parametrize("processors", [1, 8])
 def test_of_several_fields_the_first_that_fails_is_named_and_nothing_is_left(
-    copied: Path, sample: Sample
+    copied: Path, sample: Sample, monkeypatch: pytest.MonkeyPatch, processors: int
 ) -> None:
+    monkeypatch.setattr(shard_writer, "n_processors", lambda: processors)
     specs = [FieldSpec("pooled", "structure", (2,)), NODE, EDGE]
     arrays = sample.shard(specs, 1)
     for spec in (NODE, EDGE):
