@@ -170,7 +170,7 @@ def dump_command(data: tuple[str, ...], **values: Any) -> None:
             layout,
             name=options.name,
             new=into is None,
-            check_elements=getattr(teacher, "check_elements", None),
+            check_elements=getattr(teacher, "check_elements", lambda _: None),
             progress=bars,
         )
 

@@ -29,7 +29,7 @@ def open_or_import(
     *,
     name: str,
     new: bool,
-    check_elements: Callable[[Tensor], object] | None = None,
+    check_elements: Callable[[Tensor], object] = lambda _: None,
     progress: Progress = silent,
 ) -> Path:
     """The store a dump goes into: a new one of `data`, or an existing one checked against it.
@@ -42,7 +42,7 @@ def open_or_import(
         new: the caller wants a new store; one that an interrupted dump of the same data left is
             gone on with.
         check_elements: refuses atomic numbers that the teacher does not know, before a new store
-            is made; None lets all pass.
+            is made; without it all pass.
 
     Raises:
         StoreError: a new store is wanted, and there is one with teachers already.
@@ -56,7 +56,7 @@ def open_or_import(
     if not finished:
         if not new:
             open_store(path)  # says what is missing
-        accept = _nothing if check_elements is None else _elements_known_to(check_elements)
+        accept = _elements_known_to(check_elements)
         import_dataset(data, path, options, progress=progress, accept=accept)
         return path
     store = open_store(path)
@@ -91,10 +91,6 @@ def _elements_known_to(
         known.update(numbers)
 
     return accept
-
-
-def _nothing(_: Structure) -> None:
-    return None
 
 
 def _is_same(data: Sequence[str], path: Path) -> bool:

@@ -7,9 +7,7 @@ of its source is copied byte for byte, under its digest.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,14 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import StoreError
 from kdcache.fields import ENERGY, FIXED, FORCES, TAGS, FieldSpec
 from kdcache.store.codecs import read_dtype
 from kdcache.store.contents import shard_file
+from kdcache.store.copy_file import copy_file
 from kdcache.store.entries import FieldError
 from kdcache.store.failures import Failures
 from kdcache.store.file_limits import file_limits
-from kdcache.store.files import StoreFiles, check_size
+from kdcache.store.files import StoreFiles
 from kdcache.store.index import read_index
 from kdcache.store.layout import plan_blocks, with_edges
 from kdcache.store.location import StoreUrl
@@ -208,8 +206,8 @@ class _Copier:
             source = f"{self._copy.sources[0].group}/{file}"
             target = f"{self._writer.group}/{file}"
             partial = partial_path(self._writer.path / target, record.attempt)
-            digest, size = _copy_file(self._stores[0], source, partial, self._limits[source])
-            record.sha256[target], record.size[target] = digest, size
+            copied = copy_file(self._stores[0], source, partial, self._limits[source])
+            record.sha256[target], record.size[target] = copied.sha256, copied.size
 
     @cached_property
     def _limits(self) -> dict[str, int]:
@@ -275,23 +273,3 @@ class _Copier:
 def _failures(store: Store, source: GroupSource) -> Failures:
     is_teacher = source.group != "structures"
     return store.failures(source.group.partition("/")[2]) if is_teacher else Failures()
-
-
-def _copy_file(store: Store, name: str, target: Path, limit: int) -> tuple[str, int]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    digest, size = hashlib.sha256(), 0
-    with open(target, "wb") as file:
-        for piece in store.files.stream(name):
-            size += len(piece)
-            check_size(store.files.where(name), size, limit)
-            digest.update(piece)
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    expected = store.manifest.digests.get(name, "none")
-    if digest.hexdigest() != expected:
-        raise StoreError(
-            f"{store.files.where(name)} has digest {digest.hexdigest()[:12]}…, the manifest says "
-            f"{expected[:12]}…: it was edited or damaged. Its copy would be wrong. Fetch it again."
-        )
-    return digest.hexdigest(), size

@@ -35,8 +35,10 @@ from kdcache.fields import (
 )
 from kdcache.progress import Progress, silent
 from kdcache.store.contents import ZARR, expected_files, node_documents
+from kdcache.store.copy_file import copy_file
 from kdcache.store.entries import Withheld
 from kdcache.store.file_limits import file_limits
+from kdcache.store.files import inside
 from kdcache.store.identity import ContentMatch
 from kdcache.store.layout import BlockPlan
 from kdcache.store.manifest import MANIFEST, Manifest
@@ -44,7 +46,7 @@ from kdcache.store.metadata import Json, field_documents, readable, root_documen
 from kdcache.store.reader import Store, open_store
 from kdcache.store.shard_writer import ShardWriter
 from kdcache.store.shards import as_bytes, publish_file, write_file
-from kdcache.store.withholding import building, check_part, copy_file, copy_signature
+from kdcache.store.withholding import building, check_part, copy_signature
 from kdcache.store.work import WORK
 from kdcache.structures import DEFAULT_TAG, Structure
 
@@ -238,7 +240,7 @@ def _copy_rest(path: Path, store: Store, progress: Progress) -> dict[str, str]:
     names = [name for name in store.manifest.digests if name != ZARR]
     with progress("copy", len(names), "files") as advance:
         for name in names:
-            copy_file(store, name, path, limits[name])
+            copy_file(store, name, path / inside(name), limits[name])
             advance()
     return {name: store.manifest.digests[name] for name in names}
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcache.errors import StoreError, naming
+from kdcache.errors import StoreError
 from kdcache.fields import OPTIONAL_FIELDS, STRUCTURE_FIELDS
 from kdcache.progress import Progress, silent
 from kdcache.store.contents import (
@@ -27,9 +27,10 @@ from kdcache.store.contents import (
     node_documents,
     shard_file,
 )
+from kdcache.store.copy_file import copy_file
 from kdcache.store.entries import Withheld
 from kdcache.store.file_limits import file_limits
-from kdcache.store.files import check_size, inside
+from kdcache.store.files import inside
 from kdcache.store.manifest import MANIFEST, Manifest
 from kdcache.store.metadata import readable, root_document
 from kdcache.store.reader import Store, open_store
@@ -177,7 +178,7 @@ def write_without_structures(
     with building(output, "withhold") as path:
         with progress("copy", len(part.passed_on), "files") as advance:
             for name in part.passed_on:
-                copy_file(store, name, path, limits[name])
+                copy_file(store, name, path / inside(name), limits[name])
                 advance()
         unsigned = copy_signature(store, path)
         write_files({path / name: content for name, content in part.replaced.items()})
@@ -224,42 +225,6 @@ def _remove_all_but(kept: tuple[Path, ...], folder: Path) -> None:
     for left in folder.iterdir():
         if left not in kept:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-
-def copy_file(store: Store, name: str, target: Path, limit: int) -> int:
-    """Copy a file of a store into the folder of another; how many bytes.
-
-    Args:
-        store: it is of.
-        name: of the file.
-        target: folder of the other store.
-        limit: bytes that the layout allows it (`file_limits`).
-
-    Raises:
-        StoreError: it is missing, larger than that, or not what the manifest says.
-    """
-    file, digest, size = target / inside(name), hashlib.sha256(), 0
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with naming(str(file)), open(file, "wb") as copy:
-        try:
-            for piece in store.files.stream(name):
-                size += len(piece)
-                check_size(store.files.where(name), size, limit)
-                digest.update(piece)
-                copy.write(piece)
-        except FileNotFoundError:
-            raise StoreError(
-                f"{store.files.where(name)} is missing: the store is incomplete. Fetch it again."
-            ) from None
-        copy.flush()
-        os.fsync(copy.fileno())
-    expected = store.manifest.digests[name]
-    if digest.hexdigest() != expected:
-        raise StoreError(
-            f"{store.files.where(name)} has digest {digest.hexdigest()[:12]}…, the manifest says "
-            f"{expected[:12]}…: it was edited or damaged. Its copy would be wrong. Fetch it again."
-        )
-    return size
 
 
 def copy_signature(store: Store, target: Path) -> str:
